@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <string.h>
+#include "clock.h"
+#include "converge.h"
+#include "region.h"
+
+/* Rounds below this size measure latency, not throughput. */
+#define MEASURE_BYTES (UINT64_C(1) << 20)
+#define SMOOTH 0.5
+/* Nothing measured (a guest that is all zeros): assume 1 Gbit/s. */
+#define GUESS_BYTES_PER_S 125e6
+
+void lm_converge_init(struct lm_converge *c, const struct lm_options *options)
+{
+	memset(c, 0, sizeof(*c));
+	c->max_downtime_ns = options->max_downtime_ns;
+	c->on_stall = options->on_stall;
+	c->cap_bytes_per_s = options->max_bandwidth_bytes_per_s;
+}
+
+void lm_converge_round(struct lm_converge *c, const struct lm_round *round)
+{
+	double now;
+
+	if (round->bytes < MEASURE_BYTES || round->copy_ns <= 0)
+		return;
+	now = (double)round->bytes * 1e9 / (double)round->copy_ns;
+	c->bytes_per_s = c->bytes_per_s > 0 ? SMOOTH * now + (1 - SMOOTH) * c->bytes_per_s : now;
+}
+
+static double throughput(const struct lm_converge *c)
+{
+	double v = c->bytes_per_s > 0 ? c->bytes_per_s : GUESS_BYTES_PER_S;
+
+	return c->cap_bytes_per_s && v > (double)c->cap_bytes_per_s ? (double)c->cap_bytes_per_s : v;
+}
+
+static bool stalled(struct lm_converge *c, unsigned round, int64_t predicted_ns)
+{
+	if (!c->best_ns || predicted_ns < c->best_ns - c->best_ns / 10) {
+		c->best_ns = predicted_ns;
+		c->rounds_without_gain = 0;
+		return false;
+	}
+	c->rounds_without_gain++;
+	return round >= LM_ROUNDS_MIN_FOR_STALL && c->rounds_without_gain >= LM_STALL_ROUNDS;
+}
+
+static enum lm_decision_kind on_stall(const struct lm_converge *c)
+{
+	switch (c->on_stall) {
+	case LM_STALL_FORCE:
+		return LM_DECIDE_FORCE;
+	case LM_STALL_ABORT:
+		return LM_DECIDE_ABORT;
+	case LM_STALL_WAIT:
+		break;
+	}
+	return LM_DECIDE_CONTINUE;
+}
+
+void lm_converge_decide(struct lm_converge *c, unsigned round, uint64_t dirty_pages, int64_t scan_ns,
+			int64_t rtt_ns, struct lm_decision *ret)
+{
+	double copy_ns = (double)(dirty_pages << LM_PAGE_SHIFT) * 1e9 / throughput(c);
+	bool stall;
+
+	memset(ret, 0, sizeof(*ret));
+	ret->round = round;
+	ret->max_downtime_ns = c->max_downtime_ns;
+	ret->predicted_ns = scan_ns + rtt_ns + (copy_ns > 1e18 ? INT64_C(1000000000000000000) : (int64_t)copy_ns);
+	if (ret->predicted_ns <= c->max_downtime_ns) {
+		ret->kind = LM_DECIDE_SWITCHOVER;
+		snprintf(ret->reason, sizeof(ret->reason), "last round of %llu pages predicted to take %.2f ms",
+			 (unsigned long long)dirty_pages, (double)ret->predicted_ns / 1e6);
+		return;
+	}
+	stall = stalled(c, round, ret->predicted_ns);
+	ret->kind = stall ? on_stall(c) : LM_DECIDE_CONTINUE;
+	snprintf(ret->reason, sizeof(ret->reason),
+		 "last round of %llu pages would take %.2f ms%s", (unsigned long long)dirty_pages,
+		 (double)ret->predicted_ns / 1e6,
+		 stall ? "; no progress: the guest writes as fast as the lanes copy" : "");
+}

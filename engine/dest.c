@@ -1,0 +1,552 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The destination: a const table of what may come in which state.  A message that
+ * is not listed fails the session.  It runs the guest only when it has every page,
+ * has loaded the device state, has made the source's access to its memory
+ * impossible, and has received COMMIT.
+ */
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include "clock.h"
+#include "cleanup.h"
+#include "session.h"
+#include "testhook.h"
+
+/* A stranger on our port has so long to say HELLO. */
+#define HELLO_TIMEOUT_NS (2 * LM_NS_PER_S)
+
+int lm_dest_listen(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_event e = { .type = LM_EVENT_LISTENING };
+	int r = lm_stream_listen(s->opt.address, s->opt.insecure, &s->dst.listen_fd, s->address, err);
+
+	if (r)
+		return r;
+	e.u.listening.address = s->address;
+	lm_session_event(s, &e);
+	return 0;
+}
+
+/* ---- lanes ---- */
+
+static void place_worker(void *ctx, unsigned lane)
+{
+	struct lm_session *s = ctx;
+	struct lm_error err = { 0 };
+
+	while (!atomic_load_explicit(&s->dst.stop, memory_order_relaxed)) {
+		struct lm_poll_result res;
+
+		if (lm_transport_poll(s->transport, lane, 100, &res, &err) || res.closed)
+			break;
+		atomic_fetch_add_explicit(&s->dst.placed[lane], res.bytes, memory_order_relaxed);
+	}
+	/* Whatever the reason, nothing more of this lane may land; the source finds out by itself. */
+	lm_transport_shut(s->transport, lane);
+}
+
+static uint64_t placed_bytes(const struct lm_session *s)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; s->dst.placed && i < s->summary.lanes; i++)
+		sum += atomic_load(&s->dst.placed[i]);
+	return sum;
+}
+
+/* After this no byte of the source can reach guest RAM. */
+static void fence(struct lm_session *s)
+{
+	if (!s->transport)
+		return;
+	atomic_store(&s->dst.stop, true);
+	if (s->pool) {
+		for (unsigned i = 0; i < s->summary.lanes; i++)
+			lm_transport_shut(s->transport, i);
+		lm_pool_finish(s->pool);
+	}
+	lm_transport_free(s->transport);
+	s->transport = NULL;
+}
+
+static int handle_lane_drop(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	struct le32 answer;
+	uint32_t lane;
+	int r = lm_wire_get_u32(msg->payload, msg->len, "LANE_DROP", &lane, err);
+
+	if (r)
+		return r;
+	if (lane >= s->summary.lanes)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "LANE_DROP of lane %u of %u", lane, s->summary.lanes);
+	s->dst.lane_dropped = true;
+	lm_transport_shut(s->transport, lane);
+	lm_pool_wait_worker(s->pool, lane);
+	answer = lm_le32(lane);
+	return lm_control_send(&s->control, LM_MSG_LANE_DROPPED, &answer, sizeof(answer),
+			       lm_session_peer_deadline(s), err);
+}
+
+/* ---- opening ---- */
+
+static int check_vm(const struct lm_session *s, const struct lm_open *o, struct lm_error *err)
+{
+	const struct lm_vm_info *a = &o->info, *b = &s->vm->info;
+
+	if (strcmp(a->vmm, b->vmm))
+		return lm_err(err, -EINVAL, LM_SCOPE_SESSION, "the source runs %s, the destination %s", a->vmm, b->vmm);
+	if (strcmp(a->machine, b->machine))
+		return lm_err(err, -EINVAL, LM_SCOPE_SESSION,
+			      "machine types differ: %s at the source, %s at the destination: start the destination "
+			      "with -machine %s", a->machine, b->machine, a->machine);
+	if (a->vcpus != b->vcpus)
+		return lm_err(err, -EINVAL, LM_SCOPE_SESSION,
+			      "%u vCPUs at the source, %u at the destination: start the destination with the same -smp",
+			      a->vcpus, b->vcpus);
+	return 0;
+}
+
+static int check_region(const struct lm_region *mine, const struct lm_open_region *theirs, struct lm_error *err)
+{
+	if (strcmp(mine->name, theirs->name))
+		return lm_err(err, -EINVAL, LM_SCOPE_SESSION,
+			      "memory backends differ: id=%s at the source, id=%s at the destination", theirs->name,
+			      mine->name);
+	if (mine->size != theirs->size)
+		return lm_err(err, -EINVAL, LM_SCOPE_SESSION,
+			      "memory backend %s has %llu bytes at the source, %llu at the destination: give both the "
+			      "same size=", mine->name, (unsigned long long)theirs->size,
+			      (unsigned long long)mine->size);
+	return 0;
+}
+
+static int check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err)
+{
+	int r = check_vm(s, o, err);
+
+	if (!r && o->nregions != s->ram.nregions)
+		r = lm_err(err, -EINVAL, LM_SCOPE_SESSION,
+			   "the guest has %u memory backends at the source, %u at the destination: give both the same "
+			   "-object memory-backend-file options", o->nregions, s->ram.nregions);
+	for (unsigned i = 0; !r && i < o->nregions; i++)
+		r = check_region(&s->ram.regions[i], &o->regions[i], err);
+	return r;
+}
+
+static int send_opened(struct lm_session *s, uint8_t token[static LM_TOKEN_SIZE], struct lm_error *err)
+{
+	struct lm_wire_opened opened = { .nlanes = lm_le32(s->summary.lanes) };
+
+	if (getrandom(token, LM_TOKEN_SIZE, 0) != LM_TOKEN_SIZE)
+		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "no random numbers for the session's token");
+	memcpy(opened.token, token, LM_TOKEN_SIZE);
+	return lm_control_send(&s->control, LM_MSG_OPENED, &opened, sizeof(opened), lm_session_peer_deadline(s), err);
+}
+
+/* What this side's files hold already, as RESIDENT messages. */
+static int send_resident_region(struct lm_session *s, unsigned region, uint8_t *buf, struct lm_error *err)
+{
+	struct lm_wire_resident *w = (void *)buf;
+	struct lm_wire_extent *x = (void *)(w + 1);
+	struct lm_bitmap existing;
+	uint64_t pos = 0, first, n;
+	uint32_t count = 0;
+	int r = lm_bitmap_init(&existing, lm_region_npages(&s->ram.regions[region]));
+
+	if (r)
+		return lm_err(err, r, LM_SCOPE_SESSION, "out of memory");
+	r = lm_region_existing(&s->ram.regions[region], 0, existing.nbits, &existing, err);
+	while (!r) {
+		n = lm_bitmap_next_run(&existing, pos, existing.nbits, &first);
+		if (n)
+			x[count++] = (struct lm_wire_extent){ lm_le64(first), lm_le64(n) };
+		pos = first + n;
+		if (count && (!n || count == LM_WIRE_EXTENTS_MAX)) {
+			w->region = lm_le32(region);
+			w->count = lm_le32(count);
+			r = lm_control_send(&s->control, LM_MSG_RESIDENT, w, sizeof(*w) + count * sizeof(*x),
+					    lm_session_peer_deadline(s), err);
+			count = 0;
+		}
+		if (!n)
+			break;
+	}
+	lm_bitmap_fini(&existing);
+	return r;
+}
+
+static int send_resident(struct lm_session *s, struct lm_error *err)
+{
+	LM_AUTO_FREE uint8_t *buf = malloc(LM_WIRE_PAYLOAD_MAX);
+	int r = 0;
+
+	if (!buf)
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	for (unsigned i = 0; !r && i < s->ram.nregions; i++)
+		r = send_resident_region(s, i, buf, err);
+	return r;
+}
+
+static int open_lanes(struct lm_session *s, const uint8_t *token, struct lm_error *err)
+{
+	struct lm_transport_params p = {
+		.side = LM_DEST, .nlanes = s->summary.lanes, .listen_fd = s->dst.listen_fd,
+		.insecure = s->opt.insecure, .deadline_ns = lm_session_peer_deadline(s),
+		.cancel_fd = s->cancel_fd,
+	};
+	struct lm_key keys[LM_REGIONS_MAX];
+	int r;
+
+	memcpy(p.token, token, sizeof(p.token));
+	r = lm_transport_open(s->transport, &p, err);
+	for (unsigned i = 0; !r && i < s->ram.nregions; i++)
+		r = lm_transport_region_add(s->transport, &s->ram.regions[i], &keys[i], err);
+	if (!r)
+		r = lm_pool_new(s->summary.lanes, &s->pool, err);
+	if (r)
+		return r;
+	s->dst.placed = calloc(s->summary.lanes, sizeof(*s->dst.placed));
+	if (!s->dst.placed)
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	lm_pool_start(s->pool, place_worker, s);
+	return lm_control_send(&s->control, LM_MSG_READY, keys, s->ram.nregions * sizeof(keys[0]),
+			       lm_session_peer_deadline(s), err);
+}
+
+static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	struct lm_event e = { .type = LM_EVENT_OPENED };
+	struct lm_open *o = &s->dst.open;
+	uint8_t token[LM_TOKEN_SIZE];
+	int r = lm_wire_get_open(msg->payload, msg->len, o, err);
+
+	if (!r)
+		r = check_open(s, o, err);
+	if (!r)
+		r = lm_ram_map(&s->ram, true, err);
+	if (!r)
+		r = lm_session_make_transport(s, o->transport, err);
+	if (r)
+		return r;
+	s->summary.lanes = s->opt.lanes && s->opt.lanes < o->nlanes ? s->opt.lanes : o->nlanes;
+	r = send_opened(s, token, err);
+	if (!r)
+		r = send_resident(s, err);
+	if (!r)
+		r = open_lanes(s, token, err);
+	if (r)
+		return r;
+	s->opened = true;
+	e.u.opened.transport = s->summary.transport;
+	e.u.opened.lanes = s->summary.lanes;
+	e.u.opened.ram_bytes = s->summary.ram_bytes;
+	e.u.opened.peer = s->peer;
+	lm_session_event(s, &e);
+	return lm_session_stage(s, "copy", err);
+}
+
+/* ---- switchover ---- */
+
+static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	int pair[2], r;
+
+	(void)msg;
+	r = lm_session_stage(s, "prepare", err);
+	if (r)
+		return r;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
+		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
+	s->dst.state_fd = pair[0];
+	s->dst.load_begun = true;
+	lm_guardian_pause(&s->guardian, LM_NO_DEADLINE);
+	r = lm_vm_state_load(s->vm, pair[1], err);
+	lm_close_fd(&pair[1]);
+	if (!r)
+		r = lm_session_stage(s, "prepared", err);
+	if (r)
+		return r;
+	return lm_control_send(&s->control, LM_MSG_PREPARED, NULL, 0, lm_session_peer_deadline(s), err);
+}
+
+static int write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err)
+{
+	int64_t deadline = lm_session_vm_deadline(s);
+
+	while (len) {
+		ssize_t n = send(s->dst.state_fd, p, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+			struct pollfd pfd = { .fd = s->dst.state_fd, .events = POLLOUT };
+
+			if (poll(&pfd, 1, lm_deadline_poll_ms(deadline)) || lm_now_ns() < deadline)
+				continue;
+			return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the VM does not take its device state");
+		}
+		if (n < 0)
+			return lm_err_errno(err, -errno, LM_SCOPE_SESSION,
+					    "the VM refused the device state (its own messages say why)");
+		p += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+static int handle_state(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	if (!s->dst.state_bytes && lm_session_stage(s, "loading", err))
+		return err->code;
+	s->dst.state_bytes += msg->len;
+	return write_state(s, msg->payload, msg->len, err);
+}
+
+static int check_saved(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	struct lm_wire_saved saved;
+	uint8_t hash[16];
+	int r = lm_wire_get_saved(msg->payload, msg->len, &saved, err);
+
+	if (r)
+		return r;
+	if (lm_le64_get(saved.state_bytes) != s->dst.state_bytes)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "device state is incomplete: %llu of %llu bytes",
+			      (unsigned long long)s->dst.state_bytes,
+			      (unsigned long long)lm_le64_get(saved.state_bytes));
+	/* A dropped lane has placed an unknown part of what then went out again. */
+	if (!s->dst.lane_dropped && lm_le64_get(saved.lane_bytes) != s->summary.bytes)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "pages are missing: %llu of %llu bytes came in",
+			      (unsigned long long)s->summary.bytes,
+			      (unsigned long long)lm_le64_get(saved.lane_bytes));
+	if (!s->dst.open.verify)
+		return 0;
+	r = lm_ram_hash(&s->ram, hash, err);
+	if (!r && memcmp(hash, saved.ram_hash, sizeof(hash)))
+		r = lm_err(err, -EBADMSG, LM_SCOPE_SESSION,
+			   "--verify: the guest's memory differs from the source's: please report this");
+	return r;
+}
+
+/*
+ * SAVED follows the confirmed flush of all lanes: nothing more is due on them.  They
+ * are closed here, before LOADED, so that nothing has to be fenced after COMMIT.
+ */
+static int handle_saved(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	struct lm_wire_times times = { 0 };
+	int64_t begin = lm_now_ns();
+	int r;
+
+	s->summary.bytes = placed_bytes(s);
+	fence(s);
+	shutdown(s->dst.state_fd, SHUT_WR);
+	r = check_saved(s, msg, err);
+	if (!r)
+		r = lm_vm_state_wait(s->vm, lm_session_vm_deadline(s), err);
+	if (r)
+		return r;
+	s->dst.load_ns = lm_now_ns() - begin;
+	times.load_ns = lm_le64((uint64_t)s->dst.load_ns);
+	r = lm_session_stage(s, "loaded", err);
+	return r ? r : lm_control_send(&s->control, LM_MSG_LOADED, &times, sizeof(times),
+				       lm_session_peer_deadline(s), err);
+}
+
+static int run_guest(struct lm_session *s, struct lm_vm_times *times, struct lm_error *err)
+{
+	int r = lm_session_stage(s, "fenced", err);
+
+	if (r || s->opt.start_paused || !s->dst.open.info.running)
+		return r;
+	return lm_vm_resume(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), times, err);
+}
+
+static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	bool run = s->dst.open.info.running && !s->opt.start_paused;
+	struct lm_wire_times answer = { .load_ns = lm_le64((uint64_t)s->dst.load_ns) };
+	struct lm_vm_times times = { 0 };
+	struct lm_error e = { 0 };
+	int64_t begin = lm_now_ns();
+	int r;
+
+	if (msg->len)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: COMMIT length");
+	r = lm_session_stage(s, "commit", err);
+	if (r)
+		return r;
+	lm_guardian_commit(&s->guardian, run);
+	s->dst.committed = true;
+	r = run_guest(s, &times, err);
+	if (r)
+		return r;
+	lm_guardian_idle(&s->guardian);
+	s->summary.guest_runs_here = run;
+	answer.resume_ns = lm_le64((uint64_t)(lm_now_ns() - begin));
+	s->summary.blackout.resume_ns = lm_now_ns() - begin;
+	r = lm_session_stage(s, "resumed", &e);
+	if (!r)
+		r = lm_control_send(&s->control, LM_MSG_RESUMED, &answer, sizeof(answer),
+				    lm_session_peer_deadline(s), &e);
+	if (r) /* The guest runs here all the same: the source is in doubt, we are not. */
+		lm_session_log(s, LM_LOG_WARN, "the guest runs here, but the source could not be told (%s): it "
+			       "reports `in doubt`; resolve it there with --end-here", e.msg);
+	return 0;
+}
+
+/* ---- the table ---- */
+
+struct dest_rule {
+	enum lm_dest_state state;
+	enum lm_msg_type type;
+	int (*handle)(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+	enum lm_dest_state next;
+};
+
+static const struct dest_rule rules[] = {
+	{ LM_DEST_OPENING, LM_MSG_OPEN, handle_open, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_LANE_DROP, handle_lane_drop, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_PREPARE, handle_prepare, LM_DEST_PREPARED },
+	{ LM_DEST_PREPARED, LM_MSG_LANE_DROP, handle_lane_drop, LM_DEST_PREPARED },
+	{ LM_DEST_PREPARED, LM_MSG_STATE, handle_state, LM_DEST_PREPARED },
+	{ LM_DEST_PREPARED, LM_MSG_SAVED, handle_saved, LM_DEST_LOADED },
+	{ LM_DEST_LOADED, LM_MSG_COMMIT, handle_commit, LM_DEST_DONE },
+};
+
+static int dispatch(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	for (unsigned i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+		int r;
+
+		if (rules[i].state != s->dst.state || rules[i].type != msg->type)
+			continue;
+		r = rules[i].handle(s, msg, err);
+		if (!r)
+			s->dst.state = rules[i].next;
+		return r;
+	}
+	return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent %s, which is not legal at this stage",
+		      lm_msg_name(msg->type));
+}
+
+/* The source pings every second while it copies, and may be busy with its VM for qmp_timeout. */
+static int serve(struct lm_session *s, struct lm_error *err)
+{
+	while (s->dst.state != LM_DEST_DONE) {
+		struct lm_msg msg;
+		int r = lm_control_recv(&s->control, &msg,
+					lm_deadline_after(s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns), err);
+
+		if (!r)
+			r = dispatch(s, &msg, err);
+		if (r)
+			return r;
+		/* Teeth: without the rule "run only after COMMIT". */
+		if (s->dst.state == LM_DEST_LOADED && lm_broken("commit"))
+			lm_vm_resume(s->vm, lm_session_vm_deadline(s), NULL, NULL);
+	}
+	return 0;
+}
+
+/* Wait for a connection, and notice when the VM that waits with us has gone. */
+static int accept_one(struct lm_session *s, int64_t deadline_ns, struct lm_stream **ret, struct lm_error *err)
+{
+	for (;;) {
+		struct pollfd p = { .fd = s->vm->pidfd, .events = POLLIN };
+		int64_t step = lm_deadline_min(deadline_ns, lm_deadline_after(LM_NS_PER_S));
+		int r = lm_stream_accept(s->dst.listen_fd, s->opt.insecure, step, s->cancel_fd, ret, err);
+
+		if (r != -ETIMEDOUT)
+			return r;
+		if (poll(&p, 1, 0) > 0)
+			return lm_err(err, -ESRCH, LM_SCOPE_VM, "the destination's QEMU has exited");
+		if (lm_now_ns() >= deadline_ns)
+			return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "no source came within --timeout");
+	}
+}
+
+/* Strangers (a port scanner, a health check) must not end the wait. */
+static int accept_source(struct lm_session *s, struct lm_error *err)
+{
+	int64_t deadline = lm_deadline_after(s->opt.timeout_ns);
+
+	for (;;) {
+		struct lm_error e = { 0 };
+		struct lm_stream *stream;
+		char software[32];
+		int r = accept_one(s, deadline, &stream, err);
+
+		if (r)
+			return r;
+		snprintf(s->peer, sizeof(s->peer), "%s", stream->peer);
+		r = lm_control_open(&s->control, stream, s->cancel_fd, err);
+		if (r) {
+			lm_stream_close(stream);
+			return r;
+		}
+		r = lm_control_hello(&s->control, lm_deadline_after(HELLO_TIMEOUT_NS), software, &e);
+		if (!r)
+			return lm_stream_set_peer_timeout(stream, s->opt.peer_timeout_ns, err);
+		if (r == -EPROTONOSUPPORT) {
+			*err = e;
+			return r;
+		}
+		lm_session_log(s, LM_LOG_WARN, "a connection from %s was dropped: %s", s->peer, e.msg);
+		lm_control_close(&s->control);
+		r = lm_session_check_cancel(s, err);
+		if (r)
+			return r;
+	}
+}
+
+/*
+ * Before the answer to COMMIT everything that fails ends this VM (it has half a
+ * guest) once loading has begun.  After COMMIT, too: when it could not run and is
+ * known to be gone, ABORT tells the source that it may resume.
+ */
+static void dest_undo(struct lm_session *s, const struct lm_error *why)
+{
+	struct lm_error e = { 0 };
+	bool ended = !s->dst.load_begun;
+
+	lm_close_fd(&s->dst.state_fd);
+	if (s->dst.load_begun) {
+		ended = !lm_vm_end(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), &e);
+		lm_session_log(s, ended ? LM_LOG_INFO : LM_LOG_ERROR, "%s%s",
+			       ended ? "the destination's QEMU was ended: it held half a guest" :
+				       "the destination's QEMU could not be ended: ", e.msg);
+	}
+	if (ended)
+		lm_guardian_idle(&s->guardian);
+	if (s->control.stream && (ended || !s->dst.committed))
+		lm_control_send_abort(&s->control, why, lm_deadline_after(LM_ABORT_TIMEOUT_NS));
+}
+
+int lm_dest_run(struct lm_session *s, struct lm_error *err)
+{
+	int r = lm_session_stage(s, "open", err);
+
+	if (!r)
+		r = accept_source(s, err);
+	if (!r)
+		r = lm_session_stage(s, "opened", err);
+	if (!r)
+		r = serve(s, err);
+	if (r) {
+		fence(s);
+		dest_undo(s, err);
+		return r;
+	}
+	return lm_session_stage(s, "done", err);
+}
+
+void lm_dest_cleanup(struct lm_session *s)
+{
+	fence(s);
+	lm_close_fd(&s->dst.state_fd);
+	lm_close_fd(&s->dst.listen_fd);
+	free(s->dst.placed);
+	s->dst.placed = NULL;
+}

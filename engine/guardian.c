@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include "cleanup.h"
+#include "clock.h"
+#include "guardian.h"
+#include "testhook.h"
+
+#define RESCUE_TIMEOUT_NS (10 * LM_NS_PER_S)
+/* The engine bounds the pause itself; the guardian steps in when it evidently hangs. */
+#define HANG_GRACE_NS (1 * LM_NS_PER_S)
+#define DISMISS 'q'
+
+struct lm_guardian_shared {
+	_Atomic int phase;
+	_Atomic int64_t deadline_ns; /* of the pause, CLOCK_MONOTONIC */
+	_Atomic bool run;            /* destination: COMMIT said that the guest shall run */
+};
+
+/* What the guardian process knows. */
+struct guard {
+	struct lm_guardian_shared *shared;
+	const struct lm_vm_ops *ops;
+	enum lm_side side;
+	bool was_running;
+	int fd, rescue_fd, pidfd;
+};
+
+static void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static void say(const char *fmt, ...)
+{
+	char buf[LM_ERROR_MSG_MAX + 128];
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(buf, sizeof(buf) - 1, fmt, ap);
+	va_end(ap);
+	if (n < 0)
+		return;
+	if ((size_t)n > sizeof(buf) - 2)
+		n = sizeof(buf) - 2;
+	buf[n++] = '\n';
+	if (write(STDERR_FILENO, buf, (size_t)n) < 0)
+		return; /* nobody reads: nothing lost */
+}
+
+static void rescue(const struct guard *g, enum lm_rescue what, const char *done)
+{
+	struct lm_error err = { 0 };
+
+	if (g->ops->rescue(g->rescue_fd, g->pidfd, what, lm_now_ns() + RESCUE_TIMEOUT_NS, &err))
+		say("migrate-rdma guardian: %s; see `migrate-rdma resolve`", err.msg);
+	else
+		say("migrate-rdma guardian: %s", done);
+}
+
+static void undo_pause(const struct guard *g)
+{
+	if (g->side == LM_DEST)
+		rescue(g, LM_RESCUE_END, "the engine died before COMMIT: the destination's guest was ended, "
+					 "the source has it");
+	else if (g->was_running)
+		rescue(g, LM_RESCUE_UNDO_RUN, "the migration was undone, the guest runs here again");
+	else
+		rescue(g, LM_RESCUE_UNDO, "the migration was undone, the guest is here, paused as before");
+}
+
+static void engine_died(const struct guard *g)
+{
+	int phase = LM_PHASE_PAUSED;
+
+	if (atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_REVOKED)) {
+		undo_pause(g);
+		return;
+	}
+	if (phase != LM_PHASE_COMMITTED)
+		return;
+	if (g->side == LM_SOURCE)
+		say("migrate-rdma guardian: the engine died after COMMIT was sent and before the answer: the "
+		    "migration is in doubt. The guest is paused here; find out whether it runs on the "
+		    "destination, then use `migrate-rdma resolve`");
+	else if (atomic_load(&g->shared->run))
+		rescue(g, LM_RESCUE_RUN, "the engine died after COMMIT: the guest runs here");
+}
+
+/* The pause has lasted too long and the engine has not noticed. */
+static void check_pause(const struct guard *g)
+{
+	int phase = LM_PHASE_PAUSED;
+
+	if (lm_now_ns() < atomic_load(&g->shared->deadline_ns) + HANG_GRACE_NS)
+		return;
+	if (atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_REVOKED))
+		undo_pause(g);
+}
+
+static void watch(const struct guard *g)
+{
+	for (;;) {
+		struct pollfd p = { .fd = g->fd, .events = POLLIN };
+		bool paused = atomic_load(&g->shared->phase) == LM_PHASE_PAUSED;
+		char byte;
+
+		/* A phase that begins while we sleep is seen within a second: pauses are bounded in seconds. */
+		poll(&p, 1, paused ? 100 : 1000);
+		if (p.revents) {
+			ssize_t n = read(g->fd, &byte, 1);
+
+			if (n < 0 && errno == EINTR)
+				continue;
+			if (n != 1)
+				engine_died(g);
+			return;
+		}
+		if (paused)
+			check_pause(g);
+	}
+}
+
+static void close_all_but(int a, int b, int c)
+{
+	unsigned keep[3] = { (unsigned)a, (unsigned)b, (unsigned)c }, from = STDERR_FILENO + 1;
+
+	for (int i = 0; i < 3; i++)
+		for (int j = i + 1; j < 3; j++)
+			if (keep[j] < keep[i]) {
+				unsigned t = keep[i];
+
+				keep[i] = keep[j];
+				keep[j] = t;
+			}
+	for (int i = 0; i < 3; i++) {
+		if (keep[i] == UINT32_MAX)
+			continue;
+		if (keep[i] > from)
+			syscall(SYS_close_range, from, keep[i] - 1, 0);
+		if (keep[i] >= from)
+			from = keep[i] + 1;
+	}
+	syscall(SYS_close_range, from, ~0u, 0);
+}
+
+/* stdin and stdout are not ours to hold open: somebody may wait for their end. */
+static void detach_stdio(void)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (null < 0)
+		return;
+	dup2(null, STDIN_FILENO);
+	dup2(null, STDOUT_FILENO);
+	if (null > STDERR_FILENO)
+		close(null);
+}
+
+static void guardian_main(const struct guard *g) __attribute__((noreturn));
+static void guardian_main(const struct guard *g)
+{
+	static const int ignored[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGTSTP };
+
+	for (unsigned i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
+		signal(ignored[i], SIG_IGN);
+	prctl(PR_SET_NAME, "migrate-guard");
+	prctl(PR_SET_PDEATHSIG, 0);
+	detach_stdio();
+	close_all_but(g->fd, g->rescue_fd, g->pidfd);
+	watch(g);
+	_exit(0);
+}
+
+/* Two forks: nobody has to reap the guardian, and it is not in our session. */
+static int fork_guardian(const struct guard *g, struct lm_error *err)
+{
+	pid_t middle = fork();
+	int status;
+
+	if (middle < 0)
+		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot fork the guardian");
+	if (!middle) {
+		pid_t pid;
+
+		setsid();
+		pid = fork();
+		if (!pid)
+			guardian_main(g);
+		_exit(pid < 0);
+	}
+	while (waitpid(middle, &status, 0) < 0)
+		if (errno != EINTR) /* a host program that ignores SIGCHLD reaps it for us */
+			return 0;
+	return WIFEXITED(status) && !WEXITSTATUS(status) ?
+		       0 :
+		       lm_err(err, -EAGAIN, LM_SCOPE_SESSION, "cannot fork the guardian");
+}
+
+int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
+		      struct lm_error *err)
+{
+	struct guard guard = { .ops = vm->ops, .side = side, .was_running = vm->info.running,
+			       .rescue_fd = vm->rescue_fd, .pidfd = vm->pidfd };
+	int pair[2], r;
+
+	memset(g, 0, sizeof(*g));
+	g->fd = -1;
+	if (lm_broken("guardian"))
+		return 0;
+	guard.shared = mmap(NULL, sizeof(*guard.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (guard.shared == MAP_FAILED)
+		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "guardian's shared page");
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) {
+		r = lm_err_errno(err, -errno, LM_SCOPE_SESSION, "guardian's socket");
+		goto unmap;
+	}
+	guard.fd = pair[1];
+	r = fork_guardian(&guard, err);
+	lm_close_fd(&pair[1]);
+	if (r)
+		goto close;
+	g->shared = guard.shared;
+	g->fd = pair[0];
+	return 0;
+close:
+	lm_close_fd(&pair[0]);
+unmap:
+	munmap(guard.shared, sizeof(*guard.shared));
+	return r;
+}
+
+void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns)
+{
+	if (!g->shared)
+		return;
+	atomic_store(&g->shared->deadline_ns, deadline_ns > INT64_MAX - HANG_GRACE_NS ?
+						      INT64_MAX - HANG_GRACE_NS : deadline_ns);
+	atomic_store(&g->shared->phase, LM_PHASE_PAUSED);
+}
+
+bool lm_guardian_commit(struct lm_guardian *g, bool run)
+{
+	int phase = LM_PHASE_PAUSED;
+
+	if (!g->shared)
+		return true;
+	atomic_store(&g->shared->run, run);
+	return atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_COMMITTED);
+}
+
+void lm_guardian_uncommit(struct lm_guardian *g)
+{
+	if (g->shared)
+		atomic_store(&g->shared->phase, LM_PHASE_PAUSED);
+}
+
+void lm_guardian_idle(struct lm_guardian *g)
+{
+	if (g->shared)
+		atomic_store(&g->shared->phase, LM_PHASE_IDLE);
+}
+
+void lm_guardian_stop(struct lm_guardian *g)
+{
+	char byte = DISMISS;
+
+	if (!g->shared)
+		return;
+	if (send(g->fd, &byte, 1, MSG_NOSIGNAL) == 1)
+		while (read(g->fd, &byte, 1) < 0 && errno == EINTR)
+			;
+	lm_close_fd(&g->fd);
+	munmap(g->shared, sizeof(*g->shared));
+	memset(g, 0, sizeof(*g));
+	g->fd = -1;
+}

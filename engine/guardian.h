@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The guardian: a small process that outlives the engine.
+ *
+ * While the engine has the guest paused, the guest depends on the engine's life.
+ * The guardian holds a copy of the connection to the VM and sees the engine's
+ * death as the end of a socket.  What it then does depends on the phase, which
+ * both share in one page of memory:
+ *
+ *   phase      source's guardian                  destination's guardian
+ *   IDLE       nothing                            nothing
+ *   PAUSED     undo the pause, run the guest      end the VM: it may never run
+ *   REVOKED    (did so already)                   -
+ *   COMMITTED  nothing: in doubt, say so          run the guest: the source never will
+ *
+ * It also bounds the pause: when the guest has been PAUSED for longer than allowed
+ * and the engine hangs, the guardian undoes the pause by itself.  PAUSED ->
+ * COMMITTED (engine) and PAUSED -> REVOKED (guardian) are compare-and-swaps on the
+ * same word: one of them wins, and an engine that lost must not send COMMIT.
+ */
+#ifndef LM_GUARDIAN_H
+#define LM_GUARDIAN_H
+
+#include <stdatomic.h>
+#include <sys/types.h>
+#include "transport.h"
+#include "vm.h"
+
+enum lm_phase { LM_PHASE_IDLE, LM_PHASE_PAUSED, LM_PHASE_REVOKED, LM_PHASE_COMMITTED };
+
+struct lm_guardian {
+	struct lm_guardian_shared *shared; /* NULL: there is no guardian */
+	int fd;                            /* our end of the socket; its end is the guardian's news of our death */
+	pid_t pid;
+};
+
+/*
+ * Fork it.  Call before threads are made and before sockets to the peer are open:
+ * it keeps only the VM's connection and stderr.
+ */
+int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
+		      struct lm_error *err);
+/* The guest is about to be paused (source) or loaded (destination). */
+void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns);
+/* About to send COMMIT / COMMIT received.  false: the guardian has undone the pause. */
+bool lm_guardian_commit(struct lm_guardian *g, bool run);
+/* COMMIT was certainly not sent: back to PAUSED. */
+void lm_guardian_uncommit(struct lm_guardian *g);
+/* The guest needs no guarding any more. */
+void lm_guardian_idle(struct lm_guardian *g);
+/* Dismiss it and wait until it is gone.  Takes a zeroed one. */
+void lm_guardian_stop(struct lm_guardian *g);
+
+#endif

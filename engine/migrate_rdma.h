@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * migrate_rdma.h - public API of libmigrate-rdma
+ *
+ * One session moves one running guest.  The source host opens a session with
+ * lm_source_open(), the destination host with lm_dest_open(); both then call
+ * lm_session_run(), which blocks until the guest has moved, the migration was
+ * given up (the guest then still runs on the source), or it ended in doubt.
+ *
+ * Threads: a session belongs to the thread that runs it.  Only
+ * lm_session_cancel() may be called from another thread or from a signal
+ * handler.  Callbacks are called from the thread that runs the session.
+ *
+ * Errors: functions return 0 or a negative errno value and fill the caller's
+ * struct lm_error.  The library never prints and never exits; log lines and
+ * progress come through the event callback.
+ *
+ * Units are in the names: _ns nanoseconds, _bytes bytes, _pages pages of 4 KiB.
+ * This header compiles as C11 and as C++17.
+ */
+#ifndef MIGRATE_RDMA_H
+#define MIGRATE_RDMA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LM_API __attribute__((visibility("default")))
+
+/* How far an error reaches decides what is done about it. */
+enum lm_scope {
+	LM_SCOPE_OPERATION, /* this call failed, nothing else is hurt: may be retried */
+	LM_SCOPE_LANE,      /* one lane is dead: its unconfirmed runs go out on another */
+	LM_SCOPE_SESSION,   /* the migration is given up, the guest stays on the source */
+	LM_SCOPE_VM,        /* the guest itself is gone or unreachable */
+};
+
+#define LM_ERROR_MSG_MAX 512
+
+/* Filled by whoever found the fault; owned by the caller; msg says what to do. */
+struct lm_error {
+	int code; /* negative errno, 0 when unset */
+	enum lm_scope scope;
+	char msg[LM_ERROR_MSG_MAX];
+};
+
+enum lm_log_level { LM_LOG_ERROR, LM_LOG_WARN, LM_LOG_INFO, LM_LOG_DEBUG };
+
+/* How a session ended: the value of lm_summary.outcome. */
+enum lm_outcome {
+	LM_OUTCOME_NONE,      /* it has not ended */
+	LM_OUTCOME_COMPLETED, /* the guest runs (or is paused, as it was) on the destination */
+	LM_OUTCOME_REFUSED,   /* refused before anything was touched */
+	LM_OUTCOME_ABORTED,   /* given up: the guest is on the source as before */
+	LM_OUTCOME_CANCELLED, /* the same, by lm_session_cancel() */
+	LM_OUTCOME_STALLED,   /* the same, because pre-copy did not converge (on_stall abort) */
+	LM_OUTCOME_IN_DOUBT,  /* COMMIT was sent and no answer came: see resolve */
+	LM_OUTCOME_VM_LOST,   /* the guest's QEMU died */
+};
+
+enum lm_on_stall { LM_STALL_WAIT, LM_STALL_FORCE, LM_STALL_ABORT };
+
+enum lm_event_type {
+	LM_EVENT_LOG,        /* .log */
+	LM_EVENT_LISTENING,  /* .listening: the destination waits for its peer */
+	LM_EVENT_OPENED,     /* .opened: both sides agreed, copying begins */
+	LM_EVENT_PROGRESS,   /* .progress: a few times a second while copying */
+	LM_EVENT_ROUND,      /* .round: one pre-copy round has ended */
+	LM_EVENT_DECISION,   /* .decision: go on, switch over, force or abort, and why */
+	LM_EVENT_STAGE,      /* .stage: the session entered a named stage */
+	LM_EVENT_COMPLETED,  /* .summary: last event of a session, whatever its outcome */
+};
+
+/* One pre-copy round.  round 0 is the pass over all of the memory that exists. */
+struct lm_round {
+	unsigned round;
+	uint64_t dirty_pages;      /* found by the scan that began the round */
+	uint64_t sent_pages;       /* went out as data */
+	uint64_t zero_pages;       /* went out as an explicit zero */
+	uint64_t skipped_pages;    /* zero here and known to be zero there */
+	uint64_t bytes;            /* data bytes on the lanes */
+	int64_t scan_ns, drain_ns, copy_ns;
+	uint64_t dirty_pages_per_s; /* measured since the scan before */
+	uint64_t bytes_per_s;       /* throughput of the copy */
+};
+
+enum lm_decision_kind { LM_DECIDE_CONTINUE, LM_DECIDE_SWITCHOVER, LM_DECIDE_FORCE, LM_DECIDE_ABORT };
+
+struct lm_decision {
+	enum lm_decision_kind kind;
+	unsigned round;
+	int64_t predicted_ns;    /* last scan and last copy, were the guest stopped now */
+	int64_t max_downtime_ns;
+	char reason[160];
+};
+
+struct lm_progress {
+	unsigned round;
+	uint64_t total_pages;     /* pages that exist in the guest's memory */
+	uint64_t done_pages;      /* of this round */
+	uint64_t round_pages;
+	uint64_t bytes;           /* data bytes since the session opened */
+	uint64_t bytes_per_s;     /* over the last interval */
+};
+
+/* What the blackout was made of.  All are durations on one host's clock. */
+struct lm_blackout {
+	int64_t total_ns;        /* guest stopped on the source until it runs on the destination */
+	int64_t stop_ns;         /* guest stopped until its disks were drained and flushed */
+	int64_t last_scan_ns;
+	int64_t last_copy_ns;    /* last copy and its confirmation by the destination */
+	int64_t lock_ns;         /* storage locks handed over (0: no lock) */
+	int64_t device_state_ns; /* QEMU saves, sends and loads its device state */
+	int64_t resume_ns;       /* COMMIT until the guest runs on the destination */
+	uint64_t last_pages;     /* pages in the last copy */
+	uint64_t device_state_bytes;
+};
+
+struct lm_summary {
+	enum lm_outcome outcome;
+	struct lm_error error;    /* code 0 when the outcome is COMPLETED */
+	char transport[16];
+	unsigned lanes, rounds;
+	uint64_t ram_bytes;       /* size of the guest's memory */
+	uint64_t existing_pages;  /* of it, pages that held data at the start */
+	uint64_t sent_pages, zero_pages, skipped_pages;
+	uint64_t bytes;           /* data bytes on all lanes */
+	uint64_t bytes_per_s;     /* over the time in which lanes were copying */
+	int64_t total_ns;         /* session opened until it ended */
+	int64_t copying_ns;
+	int64_t cpu_ns;           /* user and system time of this process during the session */
+	bool guest_runs_here;     /* known to run on this host when the session ended */
+	struct lm_blackout blackout;
+};
+
+struct lm_event {
+	enum lm_event_type type;
+	int64_t time_ns; /* CLOCK_REALTIME */
+	union {
+		struct { enum lm_log_level level; const char *text; } log;
+		struct { const char *address; } listening;
+		struct { const char *transport; unsigned lanes; uint64_t ram_bytes; const char *peer; } opened;
+		struct lm_progress progress;
+		struct lm_round round;
+		struct lm_decision decision;
+		struct { const char *name; } stage;
+		struct lm_summary summary;
+	} u;
+};
+
+/* Strings in an event live until the callback returns. */
+typedef void lm_event_fn(void *opaque, const struct lm_event *event);
+
+/*
+ * Options of a session.  Start from lm_options_default(); strings stay owned by
+ * the caller and must live as long as the session.
+ */
+struct lm_options {
+	/* The guest */
+	const char *qmp;        /* path of the QMP socket */
+	int32_t pid;            /* of QEMU; 0: found by SO_PEERCRED */
+
+	/* The peer.  "HOST:PORT", "[V6]:PORT"; port 0 at the destination: any free one */
+	const char *address;
+	bool insecure;          /* allow addresses that are not loopback without TLS */
+
+	/* The transport: "auto" or a name that lm_transport_names() lists */
+	const char *transport;
+	unsigned lanes;         /* 0: choose by the number of CPUs */
+	uint64_t max_bandwidth_bytes_per_s; /* 0: none */
+
+	/* Convergence (source) */
+	int64_t max_downtime_ns;
+	enum lm_on_stall on_stall;
+	int64_t timeout_ns;     /* for all that comes before the switchover; 0: none */
+	int64_t max_pause_ns;   /* the guest is never paused for longer before COMMIT */
+
+	/* Liveness */
+	int64_t peer_timeout_ns; /* a peer that is silent for this long is gone */
+	int64_t qmp_timeout_ns;  /* a QEMU that does not answer for this long is gone */
+
+	bool guardian;          /* source: fork the guardian that undoes a pause if we are killed */
+	bool start_paused;      /* destination: do not run the guest, leave it paused */
+	bool verify;            /* compare a hash of all RAM inside the blackout (long!) */
+
+	lm_event_fn *event;
+	void *event_opaque;
+	enum lm_log_level log_level; /* log events above this level are not made */
+};
+
+struct lm_session;
+
+LM_API void lm_options_default(struct lm_options *ret_options);
+
+/*
+ * Check the options, attach to the guest, and refuse it with a reason when it
+ * cannot be migrated safely.  Nothing is changed yet.  The destination also
+ * binds its listening socket (event LISTENING, lm_session_address()).
+ * The session is owned by the caller: lm_session_free().
+ */
+LM_API int lm_source_open(const struct lm_options *options, struct lm_session **ret_session,
+			  struct lm_error *err);
+LM_API int lm_dest_open(const struct lm_options *options, struct lm_session **ret_session,
+			struct lm_error *err);
+
+/*
+ * Migrate.  Blocks until the end; the outcome is in lm_session_summary().
+ * Returns 0 when the outcome is LM_OUTCOME_COMPLETED, else a negative errno.
+ */
+LM_API int lm_session_run(struct lm_session *session, struct lm_error *err);
+
+/*
+ * Ask a running session to stop.  Before COMMIT the guest goes on at the source;
+ * after it the request has no effect.  Async-signal-safe; any thread.
+ */
+LM_API void lm_session_cancel(struct lm_session *session);
+
+/* Address that the destination listens on, "HOST:PORT".  Owned by the session. */
+LM_API const char *lm_session_address(const struct lm_session *session);
+LM_API const struct lm_summary *lm_session_summary(const struct lm_session *session);
+
+/* Takes NULL.  Never stops or kills a guest. */
+LM_API void lm_session_free(struct lm_session *session);
+
+LM_API const char *lm_outcome_name(enum lm_outcome outcome);
+LM_API const char *lm_version(void);
+
+/* NULL-terminated, static. */
+LM_API const char *const *lm_transport_names(void);
+
+/* One line of `migrate-rdma check`. */
+enum lm_check_status { LM_CHECK_OK, LM_CHECK_WARN, LM_CHECK_FAIL, LM_CHECK_ABSENT };
+struct lm_check {
+	enum lm_check_status status;
+	const char *name;
+	char found[192];  /* what is there */
+	char advice[384]; /* what to do about it; empty when OK */
+};
+typedef void lm_check_fn(void *opaque, const struct lm_check *check);
+
+/* What this host can do.  Returns the number of lines with LM_CHECK_FAIL. */
+LM_API int lm_check_host(lm_check_fn *fn, void *opaque);
+
+/*
+ * Whether the guest behind this QMP socket can be migrated; pid 0: found by itself.
+ * Changes nothing.  Returns the number of LM_CHECK_FAIL lines, or a negative
+ * errno (err filled) when the guest could not be asked.
+ */
+LM_API int lm_check_guest(const char *qmp, int32_t pid, lm_check_fn *fn, void *opaque,
+			  struct lm_error *err);
+
+/*
+ * After an outcome of IN_DOUBT, on either host: what a person (or a cluster
+ * manager) has decided.  LM_RESOLVE_SHOW changes nothing.
+ */
+enum lm_resolve { LM_RESOLVE_SHOW, LM_RESOLVE_RUN_HERE, LM_RESOLVE_END_HERE };
+LM_API int lm_resolve(const char *qmp, enum lm_resolve what, char *ret_text, size_t text_size,
+		      struct lm_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

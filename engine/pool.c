@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <signal.h>
+#include <stdbool.h>
+#include <sys/eventfd.h>
+#include "cleanup.h"
+#include "pool.h"
+
+struct worker {
+	struct lm_pool *pool;
+	unsigned index;
+	bool busy; /* under pool->mutex */
+	pthread_t thread;
+};
+
+struct lm_pool {
+	unsigned nworkers, nthreads; /* const after new; threads made so far */
+	int done_fd;
+	/* Under mutex: */
+	pthread_mutex_t mutex;
+	pthread_cond_t work, idle;
+	lm_pool_fn *fn;
+	void *ctx;
+	uint64_t generation; /* of the job */
+	unsigned running;
+	bool active, stop;
+	struct worker workers[];
+};
+
+static void worker_done(struct lm_pool *p, struct worker *w)
+{
+	uint64_t one = 1;
+
+	pthread_mutex_lock(&p->mutex);
+	w->busy = false;
+	if (--p->running == 0 && write(p->done_fd, &one, sizeof(one)) < 0) {
+		/* An eventfd with room takes 8 bytes; nothing to do if it would not. */
+	}
+	pthread_cond_broadcast(&p->idle);
+	pthread_mutex_unlock(&p->mutex);
+}
+
+static void *worker_main(void *arg)
+{
+	struct worker *w = arg;
+	struct lm_pool *p = w->pool;
+	uint64_t seen = 0;
+
+	for (;;) {
+		lm_pool_fn *fn;
+		void *ctx;
+
+		pthread_mutex_lock(&p->mutex);
+		while (!p->stop && p->generation == seen)
+			pthread_cond_wait(&p->work, &p->mutex);
+		seen = p->generation;
+		fn = p->fn;
+		ctx = p->ctx;
+		if (p->stop) {
+			pthread_mutex_unlock(&p->mutex);
+			return NULL;
+		}
+		pthread_mutex_unlock(&p->mutex);
+		fn(ctx, w->index);
+		worker_done(p, w);
+	}
+}
+
+/* Signals belong to the program's own threads. */
+static int thread_start(struct worker *w)
+{
+	sigset_t all, old;
+	int r;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &old);
+	r = pthread_create(&w->thread, NULL, worker_main, w);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return -r;
+}
+
+int lm_pool_new(unsigned nworkers, struct lm_pool **ret, struct lm_error *err)
+{
+	struct lm_pool *p = calloc(1, sizeof(*p) + nworkers * sizeof(p->workers[0]));
+	int r;
+
+	if (!p)
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	pthread_mutex_init(&p->mutex, NULL);
+	pthread_cond_init(&p->work, NULL);
+	pthread_cond_init(&p->idle, NULL);
+	p->nworkers = nworkers;
+	p->done_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (p->done_fd < 0) {
+		r = lm_err_errno(err, -errno, LM_SCOPE_SESSION, "eventfd");
+		goto fail;
+	}
+	for (; p->nthreads < nworkers; p->nthreads++) {
+		struct worker *w = &p->workers[p->nthreads];
+
+		w->pool = p;
+		w->index = p->nthreads;
+		r = thread_start(w);
+		if (r) {
+			lm_err_errno(err, r, LM_SCOPE_SESSION, "cannot start a thread");
+			goto fail;
+		}
+	}
+	*ret = p;
+	return 0;
+fail:
+	lm_pool_free(p);
+	return r;
+}
+
+void lm_pool_start(struct lm_pool *p, lm_pool_fn *fn, void *ctx)
+{
+	pthread_mutex_lock(&p->mutex);
+	p->fn = fn;
+	p->ctx = ctx;
+	p->generation++;
+	p->running = p->nworkers;
+	p->active = true;
+	for (unsigned i = 0; i < p->nworkers; i++)
+		p->workers[i].busy = true;
+	pthread_cond_broadcast(&p->work);
+	pthread_mutex_unlock(&p->mutex);
+}
+
+int lm_pool_done_fd(const struct lm_pool *p)
+{
+	return p->done_fd;
+}
+
+void lm_pool_finish(struct lm_pool *p)
+{
+	uint64_t n;
+
+	pthread_mutex_lock(&p->mutex);
+	while (p->running)
+		pthread_cond_wait(&p->idle, &p->mutex);
+	if (p->active && read(p->done_fd, &n, sizeof(n)) < 0) {
+		/* Written before running became 0: there is something to read. */
+	}
+	p->active = false;
+	pthread_mutex_unlock(&p->mutex);
+}
+
+void lm_pool_wait_worker(struct lm_pool *p, unsigned worker)
+{
+	pthread_mutex_lock(&p->mutex);
+	while (p->workers[worker].busy)
+		pthread_cond_wait(&p->idle, &p->mutex);
+	pthread_mutex_unlock(&p->mutex);
+}
+
+unsigned lm_pool_size(const struct lm_pool *p)
+{
+	return p->nworkers;
+}
+
+void lm_pool_free(struct lm_pool *p)
+{
+	if (!p)
+		return;
+	pthread_mutex_lock(&p->mutex);
+	while (p->running)
+		pthread_cond_wait(&p->idle, &p->mutex);
+	p->stop = true;
+	pthread_cond_broadcast(&p->work);
+	pthread_mutex_unlock(&p->mutex);
+	for (unsigned i = 0; i < p->nthreads; i++)
+		pthread_join(p->workers[i].thread, NULL);
+	lm_close_fd(&p->done_fd);
+	pthread_cond_destroy(&p->idle);
+	pthread_cond_destroy(&p->work);
+	pthread_mutex_destroy(&p->mutex);
+	free(p);
+}

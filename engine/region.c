@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "cleanup.h"
+#include "region.h"
+
+static void region_fini(struct lm_region *r)
+{
+	if (r->host)
+		munmap(r->host, r->size);
+	r->host = NULL;
+	lm_close_fd(&r->fd);
+}
+
+void lm_ram_fini(struct lm_ram *ram)
+{
+	for (unsigned i = 0; i < ram->nregions; i++)
+		region_fini(&ram->regions[i]);
+	free(ram->regions);
+	memset(ram, 0, sizeof(*ram));
+}
+
+uint64_t lm_ram_size(const struct lm_ram *ram)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < ram->nregions; i++)
+		sum += ram->regions[i].size;
+	return sum;
+}
+
+int lm_ram_map(struct lm_ram *ram, bool writable, struct lm_error *err)
+{
+	int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+
+	for (unsigned i = 0; i < ram->nregions; i++) {
+		struct lm_region *r = &ram->regions[i];
+		void *p = mmap(NULL, r->size, prot, MAP_SHARED, r->fd, (off_t)r->file_offset);
+
+		if (p == MAP_FAILED)
+			return lm_err_errno(err, -errno, LM_SCOPE_SESSION,
+					    "cannot map %llu bytes of memory backend %s",
+					    (unsigned long long)r->size, r->name);
+		r->host = p;
+	}
+	return 0;
+}
+
+static bool region_same(const struct lm_region *a, const struct lm_region *b)
+{
+	return !strcmp(a->name, b->name) && a->size == b->size && a->page_size == b->page_size &&
+	       a->vm_addr == b->vm_addr && a->dev == b->dev && a->ino == b->ino &&
+	       a->file_offset == b->file_offset;
+}
+
+bool lm_ram_same(const struct lm_ram *a, const struct lm_ram *b)
+{
+	if (a->nregions != b->nregions)
+		return false;
+	for (unsigned i = 0; i < a->nregions; i++)
+		if (!region_same(&a->regions[i], &b->regions[i]))
+			return false;
+	return true;
+}
+
+/*
+ * lseek(2) moves the position of the descriptor, which nobody uses; the offsets
+ * that it returns do not depend on it, so threads may share the descriptor.
+ */
+int lm_region_existing(const struct lm_region *r, uint64_t first, uint64_t n,
+		       struct lm_bitmap *existing, struct lm_error *err)
+{
+	uint64_t pos = r->file_offset + (first << LM_PAGE_SHIFT);
+	uint64_t end = pos + (n << LM_PAGE_SHIFT);
+
+	while (pos < end) {
+		off_t data = lseek(r->fd, (off_t)pos, SEEK_DATA), hole;
+
+		if (data < 0 && errno == ENXIO)
+			return 0;
+		if (data < 0)
+			return lm_err_errno(err, -errno, LM_SCOPE_SESSION,
+					    "SEEK_DATA in memory backend %s", r->name);
+		if ((uint64_t)data >= end)
+			return 0;
+		hole = lseek(r->fd, data, SEEK_HOLE);
+		if (hole <= data)
+			return lm_err_errno(err, hole < 0 ? -errno : -EIO, LM_SCOPE_SESSION,
+					    "SEEK_HOLE in memory backend %s", r->name);
+		if ((uint64_t)hole > end)
+			hole = (off_t)end;
+		data &= ~(off_t)(LM_PAGE_SIZE - 1);
+		lm_bitmap_set_range(existing, ((uint64_t)data - r->file_offset) >> LM_PAGE_SHIFT,
+				    ((uint64_t)hole - (uint64_t)data + LM_PAGE_SIZE - 1) >> LM_PAGE_SHIFT);
+		pos = (uint64_t)hole;
+	}
+	return 0;
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Source: the thread that carries the VM's device state from a socket to the
+ * control channel, as STATE messages.
+ */
+#ifndef LM_RELAY_H
+#define LM_RELAY_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include "control.h"
+
+struct lm_relay {
+	bool running;
+	pthread_t thread;
+	struct lm_control *control;
+	int fd;                  /* our end */
+	int64_t send_timeout_ns;
+	_Atomic uint64_t bytes;
+	struct lm_error error;   /* relay's thread until joined */
+};
+
+/*
+ * Make a socket pair and start the thread.  *ret_vm_fd is the end that the VM
+ * writes to; the caller closes it as soon as the VM has its own copy, because the
+ * relay ends when the last copy is closed.
+ */
+int lm_relay_start(struct lm_relay *r, struct lm_control *control, int64_t send_timeout_ns,
+		   int *ret_vm_fd, struct lm_error *err);
+/* Wait until the VM has closed its end and everything was sent. */
+int lm_relay_finish(struct lm_relay *r, int64_t deadline_ns, struct lm_error *err);
+/* Stop at once; the VM sees a broken stream.  Takes one that was not started. */
+void lm_relay_stop(struct lm_relay *r);
+
+#endif

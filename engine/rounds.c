@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Pre-copy: rounds of scan, drain, copy.
+ *
+ * The order within a round is a safety rule.  A disk read with O_DIRECT pins its
+ * page when it is submitted and fills it later, without a page fault.  A scan that
+ * clears the page's written flag in between, followed by a copy that runs before
+ * the data lands, would lose the data: no later scan finds it.  The drain between
+ * scan and copy waits for all I/O that was in flight at the scan; I/O that starts
+ * later faults anew and is found by the next scan (the grace period of RCU).
+ */
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include "clock.h"
+#include "session.h"
+#include "testhook.h"
+
+#define PROGRESS_NS (200 * LM_NS_PER_MS)
+#define PING_NS     (1 * LM_NS_PER_S)
+/* Ranges of a parallel scan; below this size one thread is faster than waking more. */
+#define SCAN_PAGES  (UINT64_C(1) << 16)
+#define SCAN_ALONE_BYTES (UINT64_C(1) << 30)
+
+/* ---- scan ---- */
+
+struct scan {
+	struct lm_session *s;
+	_Atomic uint64_t cursor; /* in units of SCAN_PAGES over all regions */
+	struct lm_error errors[LM_LANES_MAX];
+};
+
+static int scan_range(struct lm_session *s, unsigned region, uint64_t first, uint64_t n, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+
+	return lm_dirty_collect(src->tracker, region, first, n, &src->dirty.maps[region],
+				s->ram.may_discard ? &src->absent.maps[region] : NULL, err);
+}
+
+/* The cursor's position -> a range; false past the end. */
+static bool scan_at(const struct lm_ram *ram, uint64_t at, unsigned *region, uint64_t *first, uint64_t *n)
+{
+	for (*region = 0; *region < ram->nregions; (*region)++) {
+		uint64_t npages = lm_region_npages(&ram->regions[*region]);
+		uint64_t ranges = (npages + SCAN_PAGES - 1) / SCAN_PAGES;
+
+		if (at < ranges) {
+			*first = at * SCAN_PAGES;
+			*n = npages - *first < SCAN_PAGES ? npages - *first : SCAN_PAGES;
+			return true;
+		}
+		at -= ranges;
+	}
+	return false;
+}
+
+static void scan_worker(void *ctx, unsigned worker)
+{
+	struct scan *scan = ctx;
+	struct lm_error *err = &scan->errors[worker];
+	uint64_t first, n;
+	unsigned region;
+
+	while (scan_at(&scan->s->ram, atomic_fetch_add(&scan->cursor, 1), &region, &first, &n))
+		if (scan_range(scan->s, region, first, n, err))
+			return;
+}
+
+static int scan_all(struct lm_session *s, struct lm_error *err)
+{
+	struct scan scan = { .s = s };
+
+	if (lm_ram_size(&s->ram) < SCAN_ALONE_BYTES) {
+		scan_worker(&scan, 0);
+	} else {
+		lm_pool_start(s->pool, scan_worker, &scan);
+		lm_pool_finish(s->pool);
+	}
+	for (unsigned i = 0; i < LM_LANES_MAX; i++)
+		if (scan.errors[i].code) {
+			*err = scan.errors[i];
+			return err->code;
+		}
+	return 0;
+}
+
+/*
+ * Pages that the VM has not mapped: where the file has a hole as well, the guest
+ * has given the memory back (balloon).  Such a page is not written as the kernel
+ * sees it; it goes out as a zero if the destination holds anything for it.
+ */
+static int find_discarded(struct lm_session *s, unsigned region, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+	struct lm_bitmap *absent = &src->absent.maps[region], *holes = &src->holes.maps[region];
+	const struct lm_bitmap *filled = &src->copier.filled.maps[region], *dirty = &src->dirty.maps[region];
+	uint64_t pos = 0, first, n;
+
+	for (uint64_t i = 0; i < lm_bitmap_nwords(absent->nbits); i++)
+		absent->words[i] &= filled->words[i] | dirty->words[i];
+	while ((n = lm_bitmap_next_run(absent, pos, absent->nbits, &first))) {
+		int r = lm_region_existing(&s->ram.regions[region], first, n, &src->lost.maps[region], err);
+
+		if (r)
+			return r;
+		pos = first + n;
+	}
+	/* lost is free between jobs: here it holds the pages that exist after all. */
+	for (uint64_t i = 0; i < lm_bitmap_nwords(absent->nbits); i++) {
+		holes->words[i] = absent->words[i] & ~src->lost.maps[region].words[i];
+		src->dirty.maps[region].words[i] |= holes->words[i];
+	}
+	lm_bitmap_clear_all(&src->lost.maps[region]);
+	return 0;
+}
+
+/* Adds to dirty what was written (and discarded) since the scan before. */
+static int scan_dirty(struct lm_session *s, struct lm_round *round, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+	int64_t begin = lm_now_ns(), since = begin - src->last_scan_ns;
+	int r;
+
+	if (s->ram.may_discard)
+		lm_pageset_clear_all(&src->absent);
+	r = scan_all(s, err);
+	for (unsigned i = 0; !r && s->ram.may_discard && i < s->ram.nregions; i++)
+		r = find_discarded(s, i, err);
+	if (r)
+		return r;
+	src->last_scan_ns = begin;
+	round->dirty_pages = lm_pageset_count(&src->dirty);
+	round->scan_ns = lm_now_ns() - begin;
+	round->dirty_pages_per_s = since > 0 ? (uint64_t)((double)round->dirty_pages * 1e9 / (double)since) : 0;
+	return 0;
+}
+
+/* ---- copy ---- */
+
+static void progress(struct lm_session *s, int64_t now)
+{
+	struct lm_event e = { .type = LM_EVENT_PROGRESS };
+	struct lm_source *src = &s->src;
+	struct lm_copy_totals t;
+	int64_t since = now - src->last_progress_ns;
+
+	if (since < PROGRESS_NS)
+		return;
+	lm_copier_totals(&src->copier, &t);
+	e.u.progress = (struct lm_progress){
+		.round = src->round,
+		.total_pages = s->summary.existing_pages,
+		.done_pages = t.done_pages - src->round_done0,
+		.round_pages = src->round_pages,
+		.bytes = t.bytes,
+		.bytes_per_s = (uint64_t)((double)(t.bytes - src->last_progress_bytes) * 1e9 / (double)since),
+	};
+	src->last_progress_ns = now;
+	src->last_progress_bytes = t.bytes;
+	lm_session_event(s, &e);
+}
+
+/* What has to be looked at while lanes work: the peer, the user, the clock, the VM. */
+static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+	int64_t now = lm_now_ns();
+	struct lm_msg msg;
+	int r = lm_session_check_cancel(s, err);
+
+	if (!r)
+		r = lm_control_try_recv(&s->control, &msg, err);
+	if (r > 0)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the destination sent %s while copying",
+			      lm_msg_name(msg.type));
+	if (!r && vm_exited)
+		r = lm_err(err, -ESRCH, LM_SCOPE_VM, "the guest's QEMU has exited");
+	if (!r && now - s->control.last_heard_ns > s->opt.peer_timeout_ns)
+		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
+			   (double)s->opt.peer_timeout_ns / 1e9);
+	if (!r && !src->pause_begun && now > src->deadline_ns)
+		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "not ready to switch over within --timeout");
+	if (!r && src->pause_begun && now > src->deadline_ns)
+		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause would last longer than --max-pause");
+	if (!r && now - src->last_ping_ns > PING_NS) {
+		src->last_ping_ns = now;
+		r = lm_control_ping(&s->control, lm_session_peer_deadline(s), err);
+	}
+	progress(s, now);
+	return r;
+}
+
+static int wait_job(struct lm_session *s, struct lm_error *err)
+{
+	struct pollfd p[4] = {
+		{ .fd = lm_pool_done_fd(s->pool), .events = POLLIN },
+		{ .fd = lm_control_fd(&s->control), .events = POLLIN },
+		{ .fd = s->cancel_fd, .events = POLLIN },
+		{ .fd = s->vm->pidfd, .events = POLLIN },
+	};
+
+	for (;;) {
+		int r;
+
+		if (poll(p, 4, 100) < 0 && errno != EINTR)
+			return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "poll");
+		if (p[0].revents)
+			return 0;
+		r = tick(s, p[3].revents != 0, err);
+		if (r)
+			return r;
+	}
+}
+
+/* Nothing of this lane may land any more before its pages go out on another. */
+static int drop_lanes(struct lm_session *s, uint64_t lanes, struct lm_error *err)
+{
+	for (unsigned i = 0; i < s->src.copier.nlanes; i++) {
+		struct le32 lane = lm_le32(i);
+		struct lm_msg msg;
+		uint32_t answer;
+		int r;
+
+		if (!(lanes >> i & 1))
+			continue;
+		lm_session_log(s, LM_LOG_WARN, "lane %u is dropped: %s", i, s->src.copier.lanes[i].error.msg);
+		lm_transport_shut(s->transport, i);
+		r = lm_control_send(&s->control, LM_MSG_LANE_DROP, &lane, sizeof(lane),
+				    lm_session_peer_deadline(s), err);
+		if (!r)
+			r = lm_control_expect(&s->control, LM_MSG_LANE_DROPPED, &msg,
+					      lm_session_peer_deadline(s), err);
+		if (!r)
+			r = lm_wire_get_u32(msg.payload, msg.len, "LANE_DROPPED", &answer, err);
+		if (!r && answer != i)
+			r = lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the destination dropped another lane");
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/* Copies src->todo; the set is empty afterwards. */
+static int copy_todo(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+	uint64_t dropped = 0;
+	int r;
+
+	lm_copier_start(&src->copier, &src->todo, &src->holes);
+	for (;;) {
+		r = wait_job(s, err);
+		if (r) {
+			lm_copier_stop(&src->copier);
+			lm_copier_finish(&src->copier, &dropped, NULL);
+			return r;
+		}
+		r = lm_copier_finish(&src->copier, &dropped, err);
+		if (r <= 0)
+			break;
+		r = drop_lanes(s, dropped, err);
+		if (r)
+			return r;
+		lm_copier_redo(&src->copier, dropped, &src->lost);
+	}
+	lm_pageset_clear_all(&src->todo);
+	lm_pageset_clear_all(&src->lost);
+	return r;
+}
+
+static void round_account(struct lm_session *s, struct lm_round *round, const struct lm_copy_totals *before)
+{
+	struct lm_copy_totals t;
+
+	lm_copier_totals(&s->src.copier, &t);
+	round->sent_pages = t.sent_pages - before->sent_pages;
+	round->zero_pages = t.zero_pages - before->zero_pages;
+	round->skipped_pages = t.skipped_pages - before->skipped_pages;
+	round->bytes = t.bytes - before->bytes;
+	if (round->copy_ns > 0)
+		round->bytes_per_s = (uint64_t)((double)round->bytes * 1e9 / (double)round->copy_ns);
+	s->summary.sent_pages = t.sent_pages;
+	s->summary.zero_pages = t.zero_pages;
+	s->summary.skipped_pages = t.skipped_pages;
+	s->summary.bytes = t.bytes;
+	s->summary.copying_ns += round->copy_ns;
+	s->summary.rounds = round->round + 1;
+}
+
+/* Drain and copy what is in dirty. */
+static int round_copy(struct lm_session *s, struct lm_round *round, bool drain, struct lm_error *err)
+{
+	struct lm_event e = { .type = LM_EVENT_ROUND };
+	struct lm_source *src = &s->src;
+	struct lm_pageset t = src->todo;
+	struct lm_copy_totals before;
+	int64_t begin = lm_now_ns();
+	int r = 0;
+
+	src->todo = src->dirty;
+	src->dirty = t;
+	if (drain)
+		r = lm_vm_drain(s->vm, lm_session_vm_deadline(s), err);
+	round->drain_ns = lm_now_ns() - begin;
+	if (r)
+		return r;
+	lm_copier_totals(&src->copier, &before);
+	src->round = round->round;
+	src->round_pages = round->dirty_pages;
+	src->round_done0 = before.done_pages;
+	begin = lm_now_ns();
+	r = copy_todo(s, err);
+	round->copy_ns = lm_now_ns() - begin;
+	if (r)
+		return r;
+	round_account(s, round, &before);
+	lm_converge_round(&src->converge, round);
+	e.u.round = *round;
+	lm_session_event(s, &e);
+	return 0;
+}
+
+/* ---- the stages ---- */
+
+static int sets_init(struct lm_session *s)
+{
+	struct lm_pageset *sets[] = { &s->src.dirty, &s->src.absent, &s->src.holes, &s->src.todo, &s->src.lost };
+
+	for (unsigned i = 0; i < sizeof(sets) / sizeof(sets[0]); i++)
+		if (lm_pageset_init(sets[i], &s->ram))
+			return -ENOMEM;
+	return 0;
+}
+
+int lm_precopy_arm(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+	int r = sets_init(s);
+
+	if (r)
+		return lm_err(err, r, LM_SCOPE_SESSION, "out of memory for the dirty bitmaps");
+	lm_converge_init(&src->converge, &s->opt);
+	r = lm_vm_tracker(s->vm, &s->ram, &src->tracker, err);
+	if (!r)
+		r = lm_dirty_start(src->tracker, err);
+	src->last_scan_ns = lm_now_ns();
+	return r;
+}
+
+/*
+ * Round 0: all that exists here, and all that the destination has where nothing is
+ * here (a file that was used before): that must become zero.
+ */
+static int first_set(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+
+	for (unsigned i = 0; i < s->ram.nregions; i++) {
+		struct lm_bitmap *dirty = &src->dirty.maps[i], *holes = &src->holes.maps[i];
+		const struct lm_bitmap *filled = &src->copier.filled.maps[i];
+		int r = lm_region_existing(&s->ram.regions[i], 0, dirty->nbits, dirty, err);
+
+		if (r)
+			return r;
+		s->summary.existing_pages += lm_bitmap_count(dirty);
+		for (uint64_t w = 0; w < lm_bitmap_nwords(dirty->nbits); w++) {
+			holes->words[w] = filled->words[w] & ~dirty->words[w];
+			dirty->words[w] |= filled->words[w];
+		}
+	}
+	return 0;
+}
+
+int lm_precopy_first(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_round round = { 0 };
+	int64_t begin = lm_now_ns();
+	int r = first_set(s, err);
+
+	round.scan_ns = lm_now_ns() - begin;
+	round.dirty_pages = lm_pageset_count(&s->src.dirty);
+	if (!r)
+		r = round_copy(s, &round, true, err);
+	lm_pageset_clear_all(&s->src.holes);
+	return r;
+}
+
+static int decide(struct lm_session *s, const struct lm_round *round, struct lm_decision *d, struct lm_error *err)
+{
+	struct lm_event e = { .type = LM_EVENT_DECISION };
+
+	lm_converge_decide(&s->src.converge, round->round, round->dirty_pages, round->scan_ns,
+			   s->control.rtt_ns, d);
+	e.u.decision = *d;
+	lm_session_event(s, &e);
+	if (d->kind != LM_DECIDE_ABORT)
+		return 0;
+	s->summary.outcome = LM_OUTCOME_STALLED;
+	return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
+		      "pre-copy does not converge (%s): allow more with --max-downtime or --max-bandwidth, "
+		      "or use --on-stall force", d->reason);
+}
+
+int lm_precopy_rounds(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_decision d = { 0 };
+
+	do {
+		struct lm_round round = { .round = s->summary.rounds };
+		int r = tick(s, false, err);
+
+		if (!r)
+			r = scan_dirty(s, &round, err);
+		if (!r)
+			r = decide(s, &round, &d, err);
+		if (!r)
+			r = round_copy(s, &round, true, err);
+		if (!r)
+			r = lm_session_stage(s, "precopy", err);
+		if (r)
+			return r;
+	} while (d.kind == LM_DECIDE_CONTINUE);
+	return 0;
+}
+
+int lm_precopy_last(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_round round = { .round = s->summary.rounds };
+	int r = scan_dirty(s, &round, err);
+
+	s->summary.blackout.last_scan_ns = round.scan_ns;
+	s->summary.blackout.last_pages = round.dirty_pages;
+	if (!r)
+		r = lm_session_stage(s, "last-copy", err);
+	if (!r)
+		r = round_copy(s, &round, false, err); /* stopped and drained already */
+	s->summary.blackout.last_copy_ns = round.copy_ns;
+	return r;
+}

@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include "cleanup.h"
+#include "clock.h"
+#include "session.h"
+#include "testhook.h"
+
+#ifndef LM_VERSION
+#define LM_VERSION "0.1.0"
+#endif
+
+const char *lm_version(void)
+{
+	return "migrate-rdma " LM_VERSION;
+}
+
+const char *lm_outcome_name(enum lm_outcome outcome)
+{
+	static const char *const names[] = {
+		[LM_OUTCOME_NONE] = "none",         [LM_OUTCOME_COMPLETED] = "completed",
+		[LM_OUTCOME_REFUSED] = "refused",   [LM_OUTCOME_ABORTED] = "aborted",
+		[LM_OUTCOME_CANCELLED] = "cancelled", [LM_OUTCOME_STALLED] = "stalled",
+		[LM_OUTCOME_IN_DOUBT] = "in-doubt", [LM_OUTCOME_VM_LOST] = "vm-lost",
+	};
+
+	return (unsigned)outcome < sizeof(names) / sizeof(names[0]) ? names[outcome] : "unknown";
+}
+
+void lm_options_default(struct lm_options *o)
+{
+	*o = (struct lm_options){
+		.transport = "auto",
+		.max_downtime_ns = 10 * LM_NS_PER_MS,
+		.on_stall = LM_STALL_WAIT,
+		.max_pause_ns = 5 * LM_NS_PER_S,
+		.peer_timeout_ns = 10 * LM_NS_PER_S,
+		.qmp_timeout_ns = 10 * LM_NS_PER_S,
+		.guardian = true,
+		.log_level = LM_LOG_INFO,
+	};
+}
+
+void lm_session_event(struct lm_session *s, struct lm_event *event)
+{
+	if (!s->opt.event)
+		return;
+	event->time_ns = lm_clock_ns(CLOCK_REALTIME);
+	s->opt.event(s->opt.event_opaque, event);
+}
+
+void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *fmt, ...)
+{
+	struct lm_event e = { .type = LM_EVENT_LOG };
+	char text[LM_ERROR_MSG_MAX + 128];
+	va_list ap;
+
+	if (level > s->opt.log_level)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	e.u.log.level = level;
+	e.u.log.text = text;
+	lm_session_event(s, &e);
+}
+
+int lm_session_stage(struct lm_session *s, const char *name, struct lm_error *err)
+{
+	struct lm_event e = { .type = LM_EVENT_STAGE };
+
+	e.u.stage.name = name;
+	lm_session_event(s, &e);
+	return lm_fault_point(name, err);
+}
+
+int lm_session_check_cancel(struct lm_session *s, struct lm_error *err)
+{
+	uint64_t n;
+
+	/* Level-triggered for everybody else who polls it: put it back. */
+	if (read(s->cancel_fd, &n, sizeof(n)) != sizeof(n))
+		return 0;
+	lm_session_cancel(s);
+	return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
+}
+
+int64_t lm_session_peer_deadline(const struct lm_session *s)
+{
+	return lm_deadline_after(s->opt.peer_timeout_ns);
+}
+
+int64_t lm_session_vm_deadline(const struct lm_session *s)
+{
+	return lm_deadline_after(s->opt.qmp_timeout_ns);
+}
+
+int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_error *err)
+{
+	const struct lm_transport_info *info = lm_transport_find(name);
+
+	if (!info)
+		return lm_err(err, -ENOTSUP, LM_SCOPE_SESSION,
+			      "no transport \"%s\" here: `migrate-rdma transports` lists what there is", name);
+	s->transport = info->make();
+	if (!s->transport)
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	snprintf(s->summary.transport, sizeof(s->summary.transport), "%s", info->name);
+	return 0;
+}
+
+static int options_check(const struct lm_options *o, struct lm_error *err)
+{
+	if (!o->address)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "no address given");
+	if (!lm_transport_find(o->transport))
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION,
+			      "no transport \"%s\": `migrate-rdma transports` lists what there is",
+			      o->transport ? o->transport : "");
+	if (o->lanes > LM_LANES_MAX)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u lanes: at most %d", o->lanes, LM_LANES_MAX);
+	if (o->max_downtime_ns <= 0 || o->max_pause_ns <= 0 || o->timeout_ns < 0 ||
+	    o->peer_timeout_ns <= 0 || o->qmp_timeout_ns <= 0)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "a time limit must be above zero");
+	return 0;
+}
+
+int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *vm, int cancel_fd,
+		   struct lm_session **ret, struct lm_error *err)
+{
+	struct lm_session *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s) {
+		lm_vm_detach(vm);
+		lm_close_fd(&cancel_fd);
+		free(options);
+		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "out of memory");
+	}
+	s->opt = *options;
+	s->owned = options;
+	s->side = side;
+	s->vm = vm;
+	s->cancel_fd = cancel_fd;
+	s->guardian.fd = -1;
+	s->summary.guest_runs_here = side == LM_SOURCE && vm->info.running;
+	if (side == LM_DEST)
+		s->dst = (struct lm_dest){ .listen_fd = -1, .state_fd = -1 };
+	r = options_check(options, err);
+	if (!r)
+		r = lm_vm_regions(vm, &s->ram, err);
+	s->summary.ram_bytes = r ? 0 : lm_ram_size(&s->ram);
+	if (!r && side == LM_DEST)
+		r = lm_dest_listen(s, err);
+	if (r) {
+		lm_session_free(s);
+		return r;
+	}
+	*ret = s;
+	return 0;
+}
+
+static int64_t cpu_ns(void)
+{
+	struct rusage u;
+
+	getrusage(RUSAGE_SELF, &u);
+	return (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * LM_NS_PER_S +
+	       (u.ru_utime.tv_usec + u.ru_stime.tv_usec) * INT64_C(1000);
+}
+
+/* A VM that does not answer is not lost yet: only its process's end is. */
+static bool vm_gone(const struct lm_session *s)
+{
+	struct pollfd p = { .fd = s->vm->pidfd, .events = POLLIN };
+
+	return poll(&p, 1, 1000) > 0;
+}
+
+/* What an error before COMMIT means; after it the sides have set the outcome themselves. */
+static enum lm_outcome outcome_of(const struct lm_session *s, const struct lm_error *e)
+{
+	if (e->scope == LM_SCOPE_VM && vm_gone(s))
+		return LM_OUTCOME_VM_LOST;
+	if (e->code == -ECANCELED)
+		return LM_OUTCOME_CANCELLED;
+	return s->opened ? LM_OUTCOME_ABORTED : LM_OUTCOME_REFUSED;
+}
+
+static void summarize(struct lm_session *s, const struct lm_error *e)
+{
+	struct lm_event event = { .type = LM_EVENT_COMPLETED };
+	struct lm_summary *sum = &s->summary;
+
+	sum->total_ns = lm_now_ns() - s->started_ns;
+	sum->cpu_ns = cpu_ns() - sum->cpu_ns;
+	sum->error = *e;
+	if (sum->outcome == LM_OUTCOME_NONE)
+		sum->outcome = e->code ? outcome_of(s, e) : LM_OUTCOME_COMPLETED;
+	if (sum->copying_ns > 0)
+		sum->bytes_per_s = (uint64_t)((double)sum->bytes * 1e9 / (double)sum->copying_ns);
+	event.u.summary = *sum;
+	lm_session_event(s, &event);
+}
+
+int lm_session_run(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_error e = { 0 };
+	int r = 0;
+
+	if (s->summary.outcome != LM_OUTCOME_NONE || s->started_ns)
+		return lm_err(err, -EALREADY, LM_SCOPE_OPERATION, "a session runs once");
+	s->started_ns = lm_now_ns();
+	s->summary.cpu_ns = cpu_ns();
+	if (s->opt.guardian)
+		r = lm_guardian_start(&s->guardian, s->vm, s->side, &e);
+	if (!r)
+		r = s->side == LM_SOURCE ? lm_source_run(s, &e) : lm_dest_run(s, &e);
+	lm_guardian_stop(&s->guardian);
+	if (!r)
+		lm_err_clear(&e); /* something on the way failed and was dealt with */
+	summarize(s, &e);
+	if (r && err)
+		*err = e;
+	return r;
+}
+
+void lm_session_cancel(struct lm_session *s)
+{
+	uint64_t one = 1;
+
+	if (write(s->cancel_fd, &one, sizeof(one)) < 0)
+		return; /* the counter is at its limit: it is readable, which is all we want */
+}
+
+const char *lm_session_address(const struct lm_session *s)
+{
+	return s->address;
+}
+
+const struct lm_summary *lm_session_summary(const struct lm_session *s)
+{
+	return &s->summary;
+}
+
+void lm_session_free(struct lm_session *s)
+{
+	if (!s)
+		return;
+	if (s->side == LM_SOURCE)
+		lm_source_cleanup(s);
+	else
+		lm_dest_cleanup(s);
+	lm_control_close(&s->control);
+	lm_pool_free(s->pool);
+	lm_transport_free(s->transport);
+	lm_guardian_stop(&s->guardian);
+	lm_vm_detach(s->vm);
+	lm_ram_fini(&s->ram);
+	lm_close_fd(&s->cancel_fd);
+	free(s->owned);
+	free(s);
+}

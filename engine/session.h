@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A session: what both sides share, and the state of each.
+ *
+ * Everything here belongs to the thread that runs the session, except where a
+ * lane's thread or the relay is named.  cancel_fd is written by anybody.
+ */
+#ifndef LM_SESSION_H
+#define LM_SESSION_H
+
+#include "control.h"
+#include "converge.h"
+#include "copy.h"
+#include "guardian.h"
+#include "relay.h"
+#include "vm.h"
+
+/* Deadlines of steps that take milliseconds when all is well. */
+#define LM_CONNECT_TIMEOUT_NS (10 * LM_NS_PER_S)
+#define LM_ABORT_TIMEOUT_NS   (1 * LM_NS_PER_S)
+#define LM_RESUME_TIMEOUT_NS  (10 * LM_NS_PER_S)
+
+struct lm_source {
+	struct lm_dirty *tracker;
+	struct lm_copier copier;
+	struct lm_converge converge;
+	struct lm_pageset dirty, absent, holes, todo, lost;
+	struct lm_relay relay;
+	int64_t last_scan_ns;  /* when the scan before began */
+	int64_t last_ping_ns, last_progress_ns;
+	uint64_t last_progress_bytes;
+	int64_t deadline_ns;   /* for all before the switchover */
+	int64_t stopped_realtime_ns;
+	int64_t stopped_seen_ns; /* when we learned that the guest stopped, CLOCK_MONOTONIC */
+	bool pause_begun, commit_sent;
+	unsigned round;
+	uint64_t round_pages, round_done0;
+};
+
+enum lm_dest_state { LM_DEST_OPENING, LM_DEST_COPYING, LM_DEST_PREPARED, LM_DEST_LOADED, LM_DEST_DONE };
+
+struct lm_dest {
+	enum lm_dest_state state;
+	int listen_fd;
+	int state_fd;             /* towards the VM; -1: not loading */
+	struct lm_open open;      /* what the source said */
+	_Atomic uint64_t *placed; /* data bytes, per lane, written by the lane's thread */
+	_Atomic bool stop;        /* lane threads end */
+	uint64_t state_bytes;
+	int64_t load_ns;
+	bool load_begun, committed, lane_dropped;
+};
+
+struct lm_session {
+	struct lm_options opt;    /* a copy, so that the library may change it */
+	struct lm_options *owned; /* what the VM logs through */
+	enum lm_side side;
+	struct lm_vm *vm;         /* owned */
+	int cancel_fd;            /* owned; an eventfd */
+	struct lm_ram ram;
+	struct lm_control control;
+	struct lm_transport *transport;
+	struct lm_pool *pool;
+	struct lm_guardian guardian;
+	struct lm_summary summary;
+	char address[LM_ADDRESS_MAX]; /* destination: where it listens */
+	char peer[LM_ADDRESS_MAX];
+	int64_t started_ns;
+	bool opened;              /* both sides agreed: from here on a failure is an abort */
+	union {
+		struct lm_source src;
+		struct lm_dest dst;
+	};
+};
+
+/* options (from malloc), vm and cancel_fd become the session's, also on error. */
+int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *vm, int cancel_fd,
+		   struct lm_session **ret, struct lm_error *err);
+
+/* The two sides; called by lm_session_run(). */
+int lm_source_run(struct lm_session *s, struct lm_error *err);
+int lm_dest_run(struct lm_session *s, struct lm_error *err);
+int lm_dest_listen(struct lm_session *s, struct lm_error *err);
+void lm_source_cleanup(struct lm_session *s);
+void lm_dest_cleanup(struct lm_session *s);
+
+/* rounds.c: pre-copy */
+int lm_precopy_arm(struct lm_session *s, struct lm_error *err);
+int lm_precopy_first(struct lm_session *s, struct lm_error *err);
+int lm_precopy_rounds(struct lm_session *s, struct lm_error *err);
+/* One scan + copy with the guest stopped and drained. */
+int lm_precopy_last(struct lm_session *s, struct lm_error *err);
+
+/* switchover.c: from PREPARE to RESUMED */
+int lm_switchover(struct lm_session *s, struct lm_error *err);
+/* Bring the guest back to life at the source, whatever the stage.  Keeps s->summary. */
+void lm_switchover_undo(struct lm_session *s);
+
+/* Helpers (session.c) */
+int lm_session_stage(struct lm_session *s, const char *name, struct lm_error *err);
+void lm_session_event(struct lm_session *s, struct lm_event *event);
+void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+int lm_session_check_cancel(struct lm_session *s, struct lm_error *err);
+int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_error *err);
+/* Deadline for one answer of the peer. */
+int64_t lm_session_peer_deadline(const struct lm_session *s);
+int64_t lm_session_vm_deadline(const struct lm_session *s);
+
+/* ramhash.c: hash over the content of all RAM, whether its zeros are holes or not. */
+int lm_ram_hash(const struct lm_ram *ram, uint8_t ret[static 16], struct lm_error *err);
+
+#endif

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The switchover as the source drives it: PREPARE, pause, last copy, device state,
+ * COMMIT.  engine/PROTOCOL.md draws it.  Until COMMIT is in the hands of the kernel
+ * in full, every failure brings the guest back here; from then on only the
+ * destination's word (RESUMED, or ABORT: "it never ran and never will") ends the
+ * doubt.
+ */
+#include <string.h>
+#include "clock.h"
+#include "cleanup.h"
+#include "session.h"
+
+/* Let the destination's VM wait for the device state. */
+static int prepare(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_msg msg;
+	int r = lm_control_send(&s->control, LM_MSG_PREPARE, NULL, 0, lm_session_peer_deadline(s), err);
+
+	return r ? r : lm_control_expect(&s->control, LM_MSG_PREPARED, &msg,
+					 lm_deadline_after(s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns), err);
+}
+
+/* RAM that was plugged or unplugged since the start: the map is old, so give up. */
+static int check_layout(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_ram now;
+	int r = lm_vm_regions(s->vm, &now, err);
+
+	if (r)
+		return r;
+	if (!lm_ram_same(&s->ram, &now))
+		r = lm_err(err, -ESTALE, LM_SCOPE_SESSION,
+			   "the guest's memory was plugged, unplugged or resized during the migration: "
+			   "give the destination the same memory and start again");
+	lm_ram_fini(&now);
+	return r;
+}
+
+static int pause_start(struct lm_session *s, struct lm_error *err)
+{
+	int vm_fd, r = lm_relay_start(&s->src.relay, &s->control, s->opt.peer_timeout_ns, &vm_fd, err);
+
+	if (r)
+		return r;
+	s->src.deadline_ns = lm_deadline_after(s->opt.max_pause_ns);
+	lm_guardian_pause(&s->guardian, s->src.deadline_ns);
+	s->src.pause_begun = true;
+	r = lm_vm_pause_start(s->vm, vm_fd, err);
+	lm_close_fd(&vm_fd);
+	/* From here on the layout cannot change: look now, while QEMU is busy stopping the guest. */
+	return r ? r : check_layout(s, err);
+}
+
+/*
+ * Wait until the guest has stopped.  QEMU first sends its private blocks (ROMs,
+ * video memory); while that lasts, go on with rounds, so that the last one stays
+ * small.
+ */
+static int pause_wait(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_vm_times times = { 0 };
+	int r, waited_ms = 0;
+
+	while ((r = lm_vm_pause_wait(s->vm, 20, &times, err)) == -EAGAIN) {
+		waited_ms += 20;
+		r = lm_session_check_cancel(s, err);
+		if (!r && lm_now_ns() > s->src.deadline_ns)
+			r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION,
+				   "the guest did not stop within --max-pause (%d ms)", waited_ms);
+		if (r)
+			return r;
+	}
+	s->src.stopped_seen_ns = lm_now_ns();
+	s->src.stopped_realtime_ns = times.stopped_ns;
+	s->summary.blackout.stop_ns = lm_clock_ns(CLOCK_REALTIME) - times.stopped_ns;
+	return r;
+}
+
+static int last_copy(struct lm_session *s, struct lm_error *err)
+{
+	int r = lm_session_stage(s, "paused", err);
+
+	return r ? r : lm_precopy_last(s, err);
+}
+
+static int send_saved(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_wire_saved saved = {
+		.state_bytes = lm_le64(atomic_load(&s->src.relay.bytes)),
+		.lane_bytes = lm_le64(s->summary.bytes),
+	};
+	int r = 0;
+
+	if (s->opt.verify)
+		r = lm_ram_hash(&s->ram, saved.ram_hash, err);
+	s->summary.blackout.device_state_bytes = atomic_load(&s->src.relay.bytes);
+	if (!r)
+		r = lm_control_send(&s->control, LM_MSG_SAVED, &saved, sizeof(saved),
+				    lm_session_peer_deadline(s), err);
+	return r;
+}
+
+static int device_state(struct lm_session *s, struct lm_error *err)
+{
+	int64_t begin = lm_now_ns(), deadline = s->src.deadline_ns, load_ns, ignored;
+	struct lm_msg msg;
+	int r = lm_vm_state_save(s->vm, deadline, err);
+
+	if (!r)
+		r = lm_relay_finish(&s->src.relay, deadline, err);
+	else if (s->src.relay.error.code == -EPIPE || s->src.relay.error.code == -ECONNRESET)
+		*err = s->src.relay.error; /* the cause, not the effect */
+	if (!r)
+		r = send_saved(s, err);
+	if (!r)
+		r = lm_session_stage(s, "saved", err);
+	if (!r)
+		r = lm_control_expect(&s->control, LM_MSG_LOADED, &msg, deadline, err);
+	if (!r)
+		r = lm_wire_get_times(msg.payload, msg.len, &load_ns, &ignored, err);
+	s->summary.blackout.device_state_ns = lm_now_ns() - begin;
+	return r ? r : lm_session_stage(s, "loaded", err);
+}
+
+static void blackout_account(struct lm_session *s, int64_t commit_ns, int64_t resume_ns)
+{
+	struct lm_blackout *b = &s->summary.blackout;
+	int64_t now = lm_now_ns(), back = (now - commit_ns - resume_ns) / 2;
+
+	/* The guest ran when the destination said so; the answer then took half the rest of the round trip. */
+	if (back < 0)
+		back = 0;
+	b->resume_ns = now - commit_ns - back;
+	b->total_ns = b->stop_ns + (now - s->src.stopped_seen_ns) - back;
+}
+
+static int in_doubt(struct lm_session *s, const struct lm_error *why, struct lm_error *err)
+{
+	s->summary.outcome = LM_OUTCOME_IN_DOUBT;
+	s->summary.guest_runs_here = false;
+	return lm_err(err, why->code, LM_SCOPE_SESSION,
+		      "in doubt: COMMIT was sent and no answer came (%.200s). The guest is paused here; it runs on "
+		      "the destination, or nowhere. Look there first, then `migrate-rdma resolve`", why->msg);
+}
+
+/* After COMMIT: RESUMED, ABORT (the destination gave up for certain), or doubt. */
+static int await_resumed(struct lm_session *s, int64_t commit_ns, struct lm_error *err)
+{
+	struct lm_error e = { 0 };
+	int64_t ignored, resume_ns = 0;
+	struct lm_msg msg;
+	int r = lm_session_stage(s, "committed", &e);
+
+	if (!r)
+		r = lm_control_recv(&s->control, &msg, lm_session_peer_deadline(s), &e);
+	if (r && s->control.peer_aborted) {
+		lm_guardian_uncommit(&s->guardian);
+		s->src.commit_sent = false;
+		if (err)
+			*err = e;
+		return r;
+	}
+	if (!r && msg.type != LM_MSG_RESUMED)
+		r = lm_err(&e, -EPROTO, LM_SCOPE_SESSION, "the destination sent %s", lm_msg_name(msg.type));
+	if (!r)
+		r = lm_wire_get_times(msg.payload, msg.len, &ignored, &resume_ns, &e);
+	if (r)
+		return in_doubt(s, &e, err);
+	blackout_account(s, commit_ns, resume_ns);
+	return 0;
+}
+
+static int commit(struct lm_session *s, struct lm_error *err)
+{
+	int64_t commit_ns;
+	int r = lm_session_stage(s, "commit", err);
+
+	if (!r)
+		r = lm_session_check_cancel(s, err);
+	if (r)
+		return r;
+	if (lm_now_ns() > s->src.deadline_ns || !lm_guardian_commit(&s->guardian, false))
+		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause has lasted longer than --max-pause");
+	s->control.cancel_fd = -1;
+	commit_ns = lm_now_ns();
+	r = lm_control_send(&s->control, LM_MSG_COMMIT, NULL, 0, lm_session_peer_deadline(s), err);
+	if (r) {
+		lm_guardian_uncommit(&s->guardian);
+		return r;
+	}
+	s->src.commit_sent = true;
+	return await_resumed(s, commit_ns, err);
+}
+
+int lm_switchover(struct lm_session *s, struct lm_error *err)
+{
+	int r = prepare(s, err);
+
+	if (!r)
+		r = lm_session_stage(s, "pausing", err);
+	if (!r)
+		r = pause_start(s, err);
+	if (!r)
+		r = pause_wait(s, err);
+	if (!r)
+		r = last_copy(s, err);
+	if (!r)
+		r = lm_session_stage(s, "copied", err);
+	if (!r)
+		r = device_state(s, err);
+	if (!r)
+		r = commit(s, err);
+	if (r)
+		return r;
+	s->summary.guest_runs_here = false;
+	lm_guardian_idle(&s->guardian);
+	return lm_session_stage(s, "done", err);
+}
+
+void lm_switchover_undo(struct lm_session *s)
+{
+	struct lm_error e = { 0 };
+
+	if (!s->src.pause_begun || s->src.commit_sent)
+		return;
+	lm_relay_stop(&s->src.relay);
+	if (lm_vm_resume(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), NULL, &e)) {
+		s->summary.guest_runs_here = false;
+		lm_session_log(s, LM_LOG_ERROR, "the guest could not be brought back: %s; try `migrate-rdma resolve`",
+			       e.msg);
+		return;
+	}
+	lm_guardian_idle(&s->guardian);
+}

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+#include "migrate_rdma.h"
+#include "transport.h"
+#include "transport_fault.h"
+
+static int misuse(struct lm_error *err, const char *what)
+{
+	return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "transport: %s", what);
+}
+
+bool lm_transport_run_valid(const struct lm_transport *t, const struct lm_run *run)
+{
+	uint64_t size;
+
+	if (run->kind != LM_RUN_DATA && run->kind != LM_RUN_ZERO)
+		return false;
+	if (run->region >= t->nregions || !run->len || run->len > LM_RUN_MAX)
+		return false;
+	if ((run->offset | run->len) & (LM_PAGE_SIZE - 1))
+		return false;
+	size = t->region_size[run->region];
+	return run->offset < size && run->len <= size - run->offset;
+}
+
+int lm_transport_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err)
+{
+	int r;
+
+	if (t->is_open)
+		return misuse(err, "opened twice");
+	if (!p->nlanes || p->nlanes > LM_LANES_MAX)
+		return misuse(err, "the number of lanes is out of range");
+	t->side = p->side;
+	t->nlanes = p->nlanes;
+	t->nregions = 0;
+	r = t->ops->open(t, p, err);
+	t->is_open = !r;
+	return r;
+}
+
+int lm_transport_region_add(struct lm_transport *t, const struct lm_region *region, struct lm_key *ret_key,
+			    struct lm_error *err)
+{
+	unsigned index = t->nregions;
+	int r;
+
+	if (!t->is_open)
+		return misuse(err, "not open");
+	if (index == LM_REGIONS_MAX)
+		return misuse(err, "too many regions");
+	if (!region->host || !region->size || region->size > LM_REGION_SIZE_MAX ||
+	    region->size % LM_PAGE_SIZE)
+		return misuse(err, "a region that is not mapped or has a bad size");
+	memset(ret_key, 0, sizeof(*ret_key));
+	r = t->ops->region_add(t, index, region, ret_key, err);
+	if (r)
+		return r;
+	t->region_size[index] = region->size;
+	t->nregions++;
+	return 0;
+}
+
+int lm_transport_region_bind(struct lm_transport *t, unsigned index, const struct lm_key *key,
+			     struct lm_error *err)
+{
+	if (!t->is_open || t->side != LM_SOURCE || index >= t->nregions)
+		return misuse(err, "region_bind out of place");
+	return t->ops->region_bind(t, index, key, err);
+}
+
+int lm_transport_write(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
+		       struct lm_error *err)
+{
+	if (!t->is_open || t->side != LM_SOURCE || lane >= t->nlanes || !n || n > LM_WRITE_MAX)
+		return misuse(err, "write out of place");
+	for (unsigned i = 0; i < n; i++)
+		if (!lm_transport_run_valid(t, &runs[i]))
+			return misuse(err, "a run outside of the regions");
+	return t->ops->write(t, lane, runs, n, err);
+}
+
+int lm_transport_flush(struct lm_transport *t, unsigned lane, uint64_t seq, struct lm_error *err)
+{
+	if (!t->is_open || t->side != LM_SOURCE || lane >= t->nlanes || !seq)
+		return misuse(err, "flush out of place");
+	return t->ops->flush(t, lane, seq, err);
+}
+
+int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
+		      struct lm_error *err)
+{
+	memset(res, 0, sizeof(*res));
+	if (!t->is_open || lane >= t->nlanes || timeout_ms < 0)
+		return misuse(err, "poll out of place");
+	return t->ops->poll(t, lane, timeout_ms, res, err);
+}
+
+void lm_transport_shut(struct lm_transport *t, unsigned lane)
+{
+	if (t->is_open && lane < t->nlanes)
+		t->ops->shut(t, lane);
+}
+
+void lm_transport_free(struct lm_transport *t)
+{
+	if (t)
+		t->ops->close(t);
+}
+
+/* ---- what there is ---- */
+
+#ifdef LM_TEST_HOOKS
+static struct lm_transport *tcp_make(void)
+{
+	return lm_transport_fault_from_env(lm_transport_tcp_new());
+}
+#else
+#define tcp_make lm_transport_tcp_new
+#endif
+
+static const struct lm_transport_info infos[] = {
+	{ "tcp", "one TCP connection per lane, over any network", tcp_make },
+};
+
+#define NINFOS (sizeof(infos) / sizeof(infos[0]))
+
+const struct lm_transport_info *lm_transport_find(const char *name)
+{
+	if (!name || !strcmp(name, "auto"))
+		return &infos[0];
+	for (size_t i = 0; i < NINFOS; i++)
+		if (!strcmp(infos[i].name, name))
+			return &infos[i];
+	return NULL;
+}
+
+const char *const *lm_transport_names(void)
+{
+	static const char *const names[] = { "tcp", NULL };
+
+	_Static_assert(sizeof(names) / sizeof(names[0]) == NINFOS + 1, "a name for every transport");
+	return names;
+}

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "transport_fault.h"
+
+#ifdef LM_TEST_HOOKS
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "clock.h"
+
+struct fault {
+	struct lm_transport base;
+	struct lm_transport *inner;
+	struct lm_fault_options o;
+	_Atomic uint64_t bytes, writes, flushes; /* of the lanes that match */
+	_Atomic bool fired;
+};
+
+static struct fault *fault_of(struct lm_transport *t)
+{
+	return (struct fault *)t;
+}
+
+static bool lane_matches(const struct fault *f, unsigned lane)
+{
+	return f->o.action != LM_FAULT_NONE && (f->o.lane < 0 || f->o.lane == (int)lane);
+}
+
+/* Once, or whenever asked. */
+static bool fire(struct fault *f)
+{
+	return !atomic_exchange(&f->fired, true) || f->o.repeat;
+}
+
+static bool due_by_bytes(struct fault *f, unsigned lane)
+{
+	return lane_matches(f, lane) && !f->o.write && !f->o.flush && atomic_load(&f->bytes) >= f->o.after;
+}
+
+static bool is_of_data(enum lm_fault_action a)
+{
+	return a == LM_FAULT_CORRUPT || a == LM_FAULT_TRUNCATE || a == LM_FAULT_STRAY;
+}
+
+static void sleep_ms(unsigned ms)
+{
+	struct timespec t = { ms / 1000, (long)(ms % 1000) * LM_NS_PER_MS };
+
+	nanosleep(&t, NULL);
+}
+
+static void disturb(struct fault *f, unsigned lane)
+{
+	switch (f->o.action) {
+	case LM_FAULT_CUT:
+		lm_transport_shut(f->inner, lane);
+		break;
+	case LM_FAULT_CUT_ALL:
+		for (unsigned i = 0; i < f->base.nlanes; i++)
+			lm_transport_shut(f->inner, i);
+		break;
+	case LM_FAULT_DELAY:
+		sleep_ms(f->o.delay_ms);
+		break;
+	default:
+		break;
+	}
+}
+
+static int fault_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err)
+{
+	struct fault *f = fault_of(t);
+	int r = lm_transport_open(f->inner, p, err);
+
+	if (!r)
+		snprintf(t->info, sizeof(t->info), "faulty %.100s", f->inner->info);
+	return r;
+}
+
+static int fault_region_add(struct lm_transport *t, unsigned index, const struct lm_region *region,
+			    struct lm_key *ret_key, struct lm_error *err)
+{
+	(void)index;
+	return lm_transport_region_add(fault_of(t)->inner, region, ret_key, err);
+}
+
+static int fault_region_bind(struct lm_transport *t, unsigned index, const struct lm_key *key,
+			     struct lm_error *err)
+{
+	return lm_transport_region_bind(fault_of(t)->inner, index, key, err);
+}
+
+static uint64_t data_bytes(const struct lm_run *runs, unsigned n)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		sum += runs[i].kind == LM_RUN_DATA ? runs[i].len : 0;
+	return sum;
+}
+
+/* One run goes out changed: how many runs the caller may forget, or what write says. */
+static int write_changed(struct fault *f, unsigned lane, struct lm_run run, struct lm_error *err)
+{
+	if (f->o.action == LM_FAULT_CORRUPT) {
+		run.kind = LM_RUN_ZERO;
+		return lm_transport_write(f->inner, lane, &run, 1, err);
+	}
+	if (f->o.action == LM_FAULT_TRUNCATE) {
+		run.len -= LM_PAGE_SIZE;
+		return run.len ? lm_transport_write(f->inner, lane, &run, 1, err) : 1;
+	}
+	/* Past the wrapper, which would not let it through. */
+	run.kind = LM_RUN_ZERO;
+	run.offset = f->base.region_size[run.region];
+	return f->inner->ops->write(f->inner, lane, &run, 1, err);
+}
+
+static bool write_due(struct fault *f, unsigned lane)
+{
+	uint64_t nth = lane_matches(f, lane) ? atomic_fetch_add(&f->writes, 1) + 1 : 0;
+
+	return due_by_bytes(f, lane) || (f->o.write && nth >= f->o.write);
+}
+
+static int fault_write(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
+		       struct lm_error *err)
+{
+	struct fault *f = fault_of(t);
+	int r;
+
+	if (write_due(f, lane) && (!is_of_data(f->o.action) || runs[0].kind == LM_RUN_DATA) && fire(f)) {
+		if (is_of_data(f->o.action)) {
+			r = write_changed(f, lane, runs[0], err);
+			if (r < 0 && !f->o.repeat)
+				atomic_store(&f->fired, false); /* the lane was full: next time */
+			return r < 0 || f->o.action != LM_FAULT_STRAY ? r : -EAGAIN;
+		}
+		disturb(f, lane);
+	}
+	r = lm_transport_write(f->inner, lane, runs, n, err);
+	if (r > 0 && lane_matches(f, lane))
+		atomic_fetch_add(&f->bytes, data_bytes(runs, (unsigned)r));
+	return r;
+}
+
+static int fault_flush(struct lm_transport *t, unsigned lane, uint64_t seq, struct lm_error *err)
+{
+	struct fault *f = fault_of(t);
+	uint64_t nth = lane_matches(f, lane) ? atomic_fetch_add(&f->flushes, 1) + 1 : 0;
+
+	if (!is_of_data(f->o.action) && (due_by_bytes(f, lane) || (f->o.flush && nth >= f->o.flush)) && fire(f))
+		disturb(f, lane);
+	return lm_transport_flush(f->inner, lane, seq, err);
+}
+
+static int fault_poll(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
+		      struct lm_error *err)
+{
+	struct fault *f = fault_of(t);
+	int r;
+
+	if (!is_of_data(f->o.action) && due_by_bytes(f, lane) && fire(f))
+		disturb(f, lane);
+	r = lm_transport_poll(f->inner, lane, timeout_ms, res, err);
+	if (t->side == LM_DEST && lane_matches(f, lane))
+		atomic_fetch_add(&f->bytes, res->bytes);
+	return r;
+}
+
+static void fault_shut(struct lm_transport *t, unsigned lane)
+{
+	lm_transport_shut(fault_of(t)->inner, lane);
+}
+
+static void fault_close(struct lm_transport *t)
+{
+	lm_transport_free(fault_of(t)->inner);
+	free(t);
+}
+
+static const struct lm_transport_ops fault_ops = {
+	.name = "fault",
+	.open = fault_open,
+	.region_add = fault_region_add,
+	.region_bind = fault_region_bind,
+	.write = fault_write,
+	.flush = fault_flush,
+	.poll = fault_poll,
+	.shut = fault_shut,
+	.close = fault_close,
+};
+
+struct lm_transport *lm_transport_fault_new(struct lm_transport *inner, const struct lm_fault_options *o)
+{
+	struct fault *f = inner ? calloc(1, sizeof(*f)) : NULL;
+
+	if (!f) {
+		lm_transport_free(inner);
+		return NULL;
+	}
+	f->base.ops = &fault_ops;
+	f->inner = inner;
+	f->o = *o;
+	return &f->base;
+}
+
+/* ---- options ---- */
+
+static int parse_number(const char *text, uint64_t *ret)
+{
+	char *end;
+
+	errno = 0;
+	*ret = strtoull(text, &end, 10);
+	return *text < '0' || *text > '9' || *end || errno ? -EINVAL : 0;
+}
+
+static int parse_action(const char *text, struct lm_fault_options *o)
+{
+	static const char *const names[] = {
+		[LM_FAULT_CUT] = "cut", [LM_FAULT_CUT_ALL] = "cut-all", [LM_FAULT_CORRUPT] = "corrupt",
+		[LM_FAULT_TRUNCATE] = "truncate", [LM_FAULT_STRAY] = "stray",
+	};
+	uint64_t ms;
+
+	if (!strncmp(text, "delay=", 6)) {
+		if (parse_number(text + 6, &ms) || ms > 3600000)
+			return -EINVAL;
+		o->action = LM_FAULT_DELAY;
+		o->delay_ms = (unsigned)ms;
+		return 0;
+	}
+	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (names[i] && !strcmp(names[i], text)) {
+			o->action = (enum lm_fault_action)i;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+static int parse_pair(const char *key, const char *value, struct lm_fault_options *o)
+{
+	uint64_t n;
+
+	if (!strcmp(key, "action"))
+		return parse_action(value, o);
+	if (parse_number(value, &n))
+		return -EINVAL;
+	if (!strcmp(key, "lane") && n < LM_LANES_MAX)
+		o->lane = (int)n;
+	else if (!strcmp(key, "after"))
+		o->after = n;
+	else if (!strcmp(key, "write") && n)
+		o->write = n;
+	else if (!strcmp(key, "flush") && n)
+		o->flush = n;
+	else if (!strcmp(key, "repeat") && n <= 1)
+		o->repeat = n;
+	else
+		return -EINVAL;
+	return 0;
+}
+
+int lm_fault_options_parse(const char *text, struct lm_fault_options *ret, struct lm_error *err)
+{
+	struct lm_fault_options o = { .lane = -1 };
+	char copy[256], *save = NULL;
+
+	snprintf(copy, sizeof(copy), "%s", text);
+	for (char *pair = strtok_r(copy, ",", &save); pair; pair = strtok_r(NULL, ",", &save)) {
+		char *value = strchr(pair, '=');
+
+		if (value)
+			*value++ = 0;
+		if (!value || parse_pair(pair, value, &o))
+			return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "LM_TRANSPORT_FAULT: bad \"%s\"", pair);
+	}
+	if (o.action == LM_FAULT_NONE)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "LM_TRANSPORT_FAULT: no action");
+	*ret = o;
+	return 0;
+}
+
+struct lm_transport *lm_transport_fault_from_env(struct lm_transport *inner)
+{
+	const char *text = getenv("LM_TRANSPORT_FAULT");
+	struct lm_fault_options o;
+	struct lm_error err;
+
+	if (!text || !*text)
+		return inner;
+	if (lm_fault_options_parse(text, &o, &err)) {
+		fprintf(stderr, "%s\n", err.msg); /* a test that tests nothing must not pass */
+		abort();
+	}
+	return lm_transport_fault_new(inner, &o);
+}
+
+#else
+/* A translation unit must not be empty. */
+extern int lm_transport_fault_is_not_compiled_in;
+#endif

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+#include "testhook.h"
+#include "vm.h"
+
+int lm_vm_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err)
+{
+	memset(ret_ram, 0, sizeof(*ret_ram));
+	return vm->ops->regions(vm, ret_ram, err);
+}
+
+int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err)
+{
+	*ret = NULL;
+	return vm->ops->tracker(vm, ram, ret, err);
+}
+
+int lm_vm_drain(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
+{
+	if (lm_broken("drain"))
+		return 0;
+	return vm->ops->drain(vm, deadline_ns, err);
+}
+
+int lm_vm_pause_start(struct lm_vm *vm, int state_fd, struct lm_error *err)
+{
+	return vm->ops->pause_start(vm, state_fd, err);
+}
+
+int lm_vm_pause_wait(struct lm_vm *vm, int timeout_ms, struct lm_vm_times *ret, struct lm_error *err)
+{
+	return vm->ops->pause_wait(vm, timeout_ms, ret, err);
+}
+
+int lm_vm_state_save(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
+{
+	return vm->ops->state_save(vm, deadline_ns, err);
+}
+
+int lm_vm_state_load(struct lm_vm *vm, int state_fd, struct lm_error *err)
+{
+	return vm->ops->state_load(vm, state_fd, err);
+}
+
+int lm_vm_state_wait(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
+{
+	return vm->ops->state_wait(vm, deadline_ns, err);
+}
+
+int lm_vm_resume(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times *ret, struct lm_error *err)
+{
+	return vm->ops->resume(vm, deadline_ns, ret, err);
+}
+
+int lm_vm_end(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
+{
+	return vm->ops->rescue(vm->rescue_fd, vm->pidfd, LM_RESCUE_END, deadline_ns, err);
+}
+
+void lm_vm_detach(struct lm_vm *vm)
+{
+	if (vm)
+		vm->ops->detach(vm);
+}

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Control messages as they lie on the wire, and their checked decoders.
+ *
+ * engine/PROTOCOL.md tells what each is for and when it may come.  Everything is
+ * little-endian (le.h), packed by construction (bytes only), and sized.  A
+ * decoder is given the payload of one message; it believes nothing: counts,
+ * strings and ranges are checked before they are used, and a payload that is
+ * longer than its content is refused too.
+ */
+#ifndef LM_WIRE_H
+#define LM_WIRE_H
+
+#include "le.h"
+#include "region.h"
+#include "transport.h"
+#include "vm.h"
+
+#define LM_WIRE_MAGIC 0x43524d4cu /* "LMRC" */
+#define LM_WIRE_VERSION 1         /* what this code speaks */
+#define LM_WIRE_COMPAT 1          /* oldest version that understands it */
+#define LM_WIRE_PAYLOAD_MAX (1u << 20)
+#define LM_WIRE_STATE_MAX (256u << 10) /* device state in one message */
+
+enum lm_msg_type {
+	LM_MSG_HELLO = 1,
+	LM_MSG_OPEN,
+	LM_MSG_OPENED,
+	LM_MSG_RESIDENT,
+	LM_MSG_READY,
+	LM_MSG_LANE_DROP,
+	LM_MSG_LANE_DROPPED,
+	LM_MSG_PREPARE,
+	LM_MSG_PREPARED,
+	LM_MSG_STATE,
+	LM_MSG_SAVED,
+	LM_MSG_LOADED,
+	LM_MSG_COMMIT,
+	LM_MSG_RESUMED,
+	LM_MSG_ABORT,
+	LM_MSG_PING,
+	LM_MSG_PONG,
+	LM_MSG_TYPES
+};
+
+struct lm_wire_header {
+	struct le32 magic;
+	struct le16 type;
+	struct le16 reserved; /* 0 */
+	struct le32 len;      /* of the payload, bytes */
+	struct le32 reserved2; /* 0 */
+	struct le64 seq;      /* 0, 1, 2, ... in each direction: a replayed message does not fit */
+};
+_Static_assert(sizeof(struct lm_wire_header) == 24, "wire header");
+
+struct lm_wire_hello {
+	struct le16 version, compat;
+	struct le32 features; /* 0 so far; unknown bits are ignored */
+	char software[32];
+};
+_Static_assert(sizeof(struct lm_wire_hello) == 40, "HELLO");
+
+struct lm_wire_open {
+	char transport[16];
+	char vmm[16];
+	char machine[64];
+	char vmm_version[64];
+	struct le32 vcpus;
+	struct le32 nlanes;
+	struct le32 flags; /* LM_OPEN_* */
+	struct le32 nregions;
+	/* nregions times struct lm_wire_region */
+};
+_Static_assert(sizeof(struct lm_wire_open) == 176, "OPEN");
+#define LM_OPEN_RUNNING 1u /* the guest runs: so shall it at the destination */
+#define LM_OPEN_VERIFY  2u
+
+struct lm_wire_region {
+	char name[LM_REGION_NAME_MAX];
+	struct le64 size, page_size;
+};
+_Static_assert(sizeof(struct lm_wire_region) == 80, "region");
+
+struct lm_wire_opened {
+	uint8_t token[LM_TOKEN_SIZE]; /* every lane shows it */
+	struct le32 nlanes;           /* granted: at most what OPEN asked for */
+	struct le32 reserved;         /* 0 */
+};
+_Static_assert(sizeof(struct lm_wire_opened) == 24, "OPENED");
+
+/* Pages of one region that the destination's file holds data for already. */
+struct lm_wire_resident {
+	struct le32 region;
+	struct le32 count;
+	/* count times struct lm_wire_extent, ascending, not touching */
+};
+struct lm_wire_extent {
+	struct le64 first, npages;
+};
+#define LM_WIRE_EXTENTS_MAX 4096
+
+struct lm_wire_saved {
+	struct le64 state_bytes;
+	struct le64 lane_bytes; /* data bytes written to all lanes and confirmed */
+	uint8_t ram_hash[16];   /* LM_OPEN_VERIFY: of all RAM, else zero */
+};
+_Static_assert(sizeof(struct lm_wire_saved) == 32, "SAVED");
+
+struct lm_wire_times { /* LOADED and RESUMED: durations at the destination */
+	struct le64 load_ns, resume_ns;
+};
+
+struct lm_wire_abort {
+	struct le32 code; /* errno, positive */
+	struct le32 len;
+	/* len bytes of text */
+};
+
+/* What OPEN says, decoded. */
+struct lm_open {
+	char transport[16];
+	struct lm_vm_info info;
+	unsigned nlanes;
+	bool verify;
+	unsigned nregions;
+	struct lm_open_region {
+		char name[LM_REGION_NAME_MAX];
+		uint64_t size, page_size;
+	} regions[LM_REGIONS_MAX];
+};
+
+const char *lm_msg_name(unsigned type);
+
+/* Payloads that are built in one buffer: return the length.  buf holds LM_WIRE_PAYLOAD_MAX. */
+size_t lm_wire_put_hello(void *buf);
+size_t lm_wire_put_open(void *buf, const struct lm_open *open);
+size_t lm_wire_put_abort(void *buf, int code, const char *text);
+
+/* Decoders: 0, or -EPROTO with what is wrong. */
+int lm_wire_get_header(const struct lm_wire_header *h, uint64_t seq, unsigned *ret_type,
+		       uint32_t *ret_len, struct lm_error *err);
+int lm_wire_get_hello(const void *p, size_t len, char software[static 32], struct lm_error *err);
+int lm_wire_get_open(const void *p, size_t len, struct lm_open *ret, struct lm_error *err);
+int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked,
+		       uint8_t token[static LM_TOKEN_SIZE], unsigned *ret_nlanes, struct lm_error *err);
+/* READY: one struct lm_key per region, nothing else. */
+int lm_wire_get_ready(const void *p, size_t len, unsigned nregions, struct lm_key *ret_keys,
+		      struct lm_error *err);
+/* Sets the bits of one RESIDENT message in resident[region]. */
+int lm_wire_get_resident(const void *p, size_t len, struct lm_bitmap *resident, unsigned nregions,
+			 struct lm_error *err);
+int lm_wire_get_u32(const void *p, size_t len, const char *what, uint32_t *ret, struct lm_error *err);
+int lm_wire_get_saved(const void *p, size_t len, struct lm_wire_saved *ret, struct lm_error *err);
+int lm_wire_get_times(const void *p, size_t len, int64_t *ret_load_ns, int64_t *ret_resume_ns,
+		      struct lm_error *err);
+/* Text is cut to size and made printable. */
+int lm_wire_get_abort(const void *p, size_t len, int *ret_code, char *text, size_t size,
+		      struct lm_error *err);
+
+#endif

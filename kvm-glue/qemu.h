@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A running, stock QEMU (7.2 or newer) as a struct lm_vm. */
+#ifndef LM_QEMU_H
+#define LM_QEMU_H
+
+#include "vm.h"
+#include "transport.h" /* enum lm_side */
+
+struct lm_qemu_options {
+	const char *qmp;       /* path of the QMP socket */
+	int32_t pid;           /* 0: by SO_PEERCRED */
+	enum lm_side side;     /* the destination must wait for an incoming migration (-incoming defer -S) */
+	int64_t timeout_ns;    /* a QEMU that does not answer for so long is gone */
+	int cancel_fd;         /* readable: give up what is waited for; -1: none */
+	void (*log)(void *opaque, enum lm_log_level level, const char *text); /* may be NULL */
+	void *log_opaque;
+};
+
+/*
+ * Connect, negotiate, find the process, and refuse with the reason what cannot be
+ * migrated safely.  Changes nothing in QEMU.
+ */
+int lm_qemu_attach(const struct lm_qemu_options *options, struct lm_vm **ret, struct lm_error *err);
+
+#endif

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include "options.h"
+#include "units.h"
+
+#define MAX_OPTIONS 40
+
+int cli_invalid(struct lm_error *err, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(err->msg, sizeof(err->msg), fmt, ap);
+	va_end(ap);
+	err->code = -EINVAL;
+	err->scope = LM_SCOPE_OPERATION;
+	return -EINVAL;
+}
+
+void cli_settings_init(struct cli_settings *ret)
+{
+	*ret = (struct cli_settings){ 0 };
+	lm_options_default(&ret->lm);
+}
+
+static int parse_number(const struct cli_option *o, const char *text, void *at, struct lm_error *err)
+{
+	unsigned long v;
+	uint32_t value;
+	char *end;
+
+	errno = 0;
+	v = strtoul(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end || errno || !v || v > o->max)
+		return cli_invalid(err, "--%s: '%s' is not a number from 1 to %u", o->name, text, o->max);
+	value = (uint32_t)v;
+	memcpy(at, &value, sizeof(value));
+	return 0;
+}
+
+static int parse_choice(const struct cli_option *o, const char *text, int *at, struct lm_error *err)
+{
+	char list[128] = "";
+
+	for (int i = 0; o->choices[i]; i++) {
+		size_t len = strlen(list);
+
+		if (*text && !strcmp(text, o->choices[i])) {
+			*at = i;
+			return 0;
+		}
+		if (*o->choices[i])
+			snprintf(list + len, sizeof(list) - len, "%s%s", len ? ", " : "", o->choices[i]);
+	}
+	return cli_invalid(err, "--%s: '%s' is not one of: %s", o->name, text, list);
+}
+
+static int parse_transport(const struct cli_option *o, const char *text, const char **at,
+			   struct lm_error *err)
+{
+	const char *const *names = lm_transport_names();
+
+	*at = text;
+	if (!strcmp(text, "auto"))
+		return 0;
+	for (; *names; names++) {
+		if (!strcmp(text, *names))
+			return 0;
+	}
+	return cli_invalid(err, "--%s: no transport '%s' in this build; 'migrate-rdma transports' lists them",
+			   o->name, text);
+}
+
+static bool is_port(const char *text)
+{
+	char *end;
+	unsigned long v = strtoul(text, &end, 10);
+
+	return *text >= '0' && *text <= '9' && !*end && v <= 65535;
+}
+
+/* Shape only: "HOST:PORT" or "[V6]:PORT"; the engine resolves it. */
+static int parse_address(const struct cli_option *o, const char *text, const char **at,
+			 struct lm_error *err)
+{
+	const char *colon = strrchr(text, ':'), *bracket = strchr(text, ']');
+	bool v6 = *text == '[';
+
+	if (!colon || colon == text || (bracket && colon < bracket))
+		return cli_invalid(err, "--%s: '%s' has no port; write ADDRESS:PORT, such as 192.0.2.7:4444 "
+				   "or [2001:db8::7]:4444", o->name, text);
+	if (!v6 && memchr(text, ':', (size_t)(colon - text)))
+		return cli_invalid(err, "--%s: '%s': put an IPv6 address in brackets: [%.*s]:%s", o->name, text,
+				   (int)(colon - text), text, colon + 1);
+	if (v6 && (!bracket || colon != bracket + 1))
+		return cli_invalid(err, "--%s: '%s' is not [ADDRESS]:PORT", o->name, text);
+	if (!is_port(colon + 1))
+		return cli_invalid(err, "--%s: '%s' is not a port number", o->name, colon + 1);
+	*at = text;
+	return 0;
+}
+
+static int parse_path(const struct cli_option *o, const char *text, const char **at,
+		      struct lm_error *err)
+{
+	if (!*text)
+		return cli_invalid(err, "--%s: the path is empty", o->name);
+	*at = text;
+	return 0;
+}
+
+static int parse_units(const struct cli_option *o, const char *text, void *at, struct lm_error *err)
+{
+	char why[256];
+	int rc;
+
+	if (o->kind != CLI_TIME && !strcmp(text, "none")) {
+		memset(at, 0, sizeof(int64_t));
+		return 0;
+	}
+	if (o->kind == CLI_RATE)
+		rc = cli_rate_parse(text, at, why, sizeof(why));
+	else
+		rc = cli_time_parse(text, at, why, sizeof(why));
+	return rc ? cli_invalid(err, "--%s: %s", o->name, why) : 0;
+}
+
+static int parse_value(const struct cli_option *o, const char *text, struct cli_settings *settings,
+		       struct lm_error *err)
+{
+	void *at = (char *)settings + o->offset;
+
+	switch (o->kind) {
+	case CLI_FLAG:
+		*(bool *)at = true;
+		return 0;
+	case CLI_COUNT:
+		++*(unsigned *)at;
+		return 0;
+	case CLI_NUMBER:
+		return parse_number(o, text, at, err);
+	case CLI_TIME:
+	case CLI_TIMEOUT:
+	case CLI_RATE:
+		return parse_units(o, text, at, err);
+	case CLI_PATH:
+		return parse_path(o, text, at, err);
+	case CLI_ADDRESS:
+		return parse_address(o, text, at, err);
+	case CLI_CHOICE:
+		return parse_choice(o, text, at, err);
+	case CLI_TRANSPORT:
+		return parse_transport(o, text, at, err);
+	}
+	return cli_invalid(err, "--%s: of unknown kind", o->name);
+}
+
+/* How many first letters two words share: enough to guess what was meant. */
+static size_t common_prefix(const char *a, const char *b)
+{
+	size_t n = 0;
+
+	while (a[n] && a[n] == b[n])
+		n++;
+	return n;
+}
+
+static int unknown_option(const struct cli_subcommand *sub, const char *word, struct lm_error *err)
+{
+	const char *guess = NULL;
+	size_t best = 2;
+
+	for (const struct cli_option *o = sub->options; o->name && !strncmp(word, "--", 2); o++) {
+		size_t n = common_prefix(o->name, word + 2);
+
+		if (n > best) {
+			best = n;
+			guess = o->name;
+		}
+	}
+	if (guess)
+		return cli_invalid(err, "no option %s; did you mean --%s?", word, guess);
+	return cli_invalid(err, "no option %s", word);
+}
+
+/* Long options have values above any letter, so that a letter is found as itself. */
+static size_t fill_getopt(const struct cli_option *table, struct option *longs, char *shorts)
+{
+	size_t n = 0;
+
+	*shorts++ = '+'; /* stop at the first word that is no option */
+	*shorts++ = ':'; /* tell a missing argument from an unknown option */
+	for (; table[n].name && n < MAX_OPTIONS; n++) {
+		longs[n] = (struct option){
+			.name = table[n].name,
+			.has_arg = table[n].argument ? required_argument : no_argument,
+			.val = 256 + (int)n,
+		};
+		if (table[n].letter)
+			*shorts++ = table[n].letter;
+	}
+	longs[n] = (struct option){ 0 };
+	*shorts = 0;
+	return n;
+}
+
+static const struct cli_option *by_letter(const struct cli_option *table, int letter)
+{
+	for (; table->name; table++) {
+		if (table->letter && table->letter == letter)
+			return table;
+	}
+	return NULL;
+}
+
+static int missing(const struct cli_subcommand *sub, const bool *seen, struct lm_error *err)
+{
+	for (size_t i = 0; sub->options[i].name; i++) {
+		const struct cli_option *o = &sub->options[i];
+
+		if (o->required && !seen[i])
+			return cli_invalid(err, "--%s %s is missing", o->name, o->argument);
+	}
+	return 0;
+}
+
+static int rest(const struct cli_subcommand *sub, int argc, char *argv[],
+		struct cli_settings *settings, struct lm_error *err)
+{
+	bool dashes = optind > 1 && !strcmp(argv[optind - 1], "--");
+
+	settings->words = argv + optind;
+	if (optind == argc)
+		return dashes && sub->rest == CLI_REST_COMMAND ?
+		       cli_invalid(err, "the QEMU command is missing after --") : 0;
+	if (sub->rest == CLI_REST_NONE || (sub->rest == CLI_REST_SUBCOMMAND && argc - optind > 1))
+		return cli_invalid(err, "'%s' is one word too many", argv[argc - 1]);
+	if (sub->rest == CLI_REST_COMMAND && !dashes)
+		return cli_invalid(err, "'%s' is not an option; the QEMU command goes after --", argv[optind]);
+	return 0;
+}
+
+/* What getopt made of the next word; its index in the table is *at. */
+static int one_option(const struct cli_subcommand *sub, int c, char *argv[], size_t *at,
+		      struct lm_error *err)
+{
+	char word[3] = { '-', (char)optopt, 0 };
+	const struct cli_option *o = c < 256 ? by_letter(sub->options, c) : &sub->options[c - 256];
+
+	if (c == ':')
+		return cli_invalid(err, "%s needs an argument", argv[optind - 1]);
+	if (c == '?' && optopt >= 256)
+		return cli_invalid(err, "--%s takes no argument", sub->options[optopt - 256].name);
+	if (c == '?' || !o)
+		return unknown_option(sub, c == '?' && optopt ? word : argv[optind - 1], err);
+	*at = (size_t)(o - sub->options);
+	return 0;
+}
+
+int cli_options_parse(const struct cli_subcommand *sub, int argc, char *argv[],
+		      struct cli_settings *settings, struct lm_error *err)
+{
+	struct option longs[MAX_OPTIONS + 1];
+	char shorts[MAX_OPTIONS + 3];
+	bool seen[MAX_OPTIONS] = { false };
+	size_t i = 0;
+	int c, rc;
+
+	fill_getopt(sub->options, longs, shorts);
+	optind = 0; /* glibc: start afresh */
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+		rc = one_option(sub, c, argv, &i, err);
+		if (!rc)
+			rc = parse_value(&sub->options[i], optarg, settings, err);
+		if (rc)
+			return rc;
+		seen[i] = true;
+	}
+	if (settings->help)
+		return 0;
+	rc = rest(sub, argc, argv, settings, err);
+	return rc ? rc : missing(sub, seen, err);
+}
+
+bool cli_option_default(const struct cli_option *option, char *buf, size_t size)
+{
+	struct cli_settings settings;
+	const void *at = (const char *)&settings + option->offset;
+
+	cli_settings_init(&settings);
+	switch (option->kind) {
+	case CLI_TIME:
+	case CLI_TIMEOUT:
+		cli_time_default(*(const int64_t *)at, buf, size);
+		return true;
+	case CLI_RATE:
+		cli_rate_default(*(const uint64_t *)at, buf, size);
+		return true;
+	case CLI_TRANSPORT:
+		snprintf(buf, size, "%s", *(const char *const *)at);
+		return true;
+	case CLI_CHOICE:
+		snprintf(buf, size, "%s", option->choices[*(const int *)at]);
+		return *buf;
+	default:
+		return false;
+	}
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+#include <string.h>
+#include "cli.h"
+#include "launch.h"
+#include "session.h"
+
+/* Only where it is certain that no guest lives in it. */
+static bool is_empty(const struct lm_summary *s)
+{
+	switch (s->outcome) {
+	case LM_OUTCOME_REFUSED:
+	case LM_OUTCOME_ABORTED:
+	case LM_OUTCOME_CANCELLED:
+	case LM_OUTCOME_STALLED:
+	case LM_OUTCOME_NONE:
+	case LM_OUTCOME_VM_LOST:
+		return !s->guest_runs_here;
+	case LM_OUTCOME_COMPLETED:
+	case LM_OUTCOME_IN_DOUBT:
+		break;
+	}
+	return false;
+}
+
+static int receive(struct cli_settings *settings, struct cli_signals *signals, struct cli_output *out)
+{
+	struct cli_launch *launch = NULL;
+	struct lm_summary summary;
+	struct lm_error err = { 0 };
+	int rc;
+
+	if (settings->words[0]) {
+		rc = cli_launch_start(settings->words, settings->lm.qmp, signals, out, &launch, &err);
+		if (rc)
+			return cli_session_refuse(out, &err, &summary);
+		settings->lm.qmp = cli_launch_qmp(launch);
+		settings->lm.pid = cli_launch_pid(launch);
+	}
+	rc = cli_session_run(settings, lm_dest_open, signals, out, &summary);
+	if (is_empty(&summary))
+		cli_launch_end(launch);
+	else
+		cli_launch_leave(launch);
+	settings->lm.qmp = NULL;
+	return rc;
+}
+
+/* What the option table cannot say. */
+static int check_usage(const struct cli_subcommand *self, const struct cli_settings *settings)
+{
+	struct lm_error err = { 0 };
+	char **words = NULL;
+
+	if (!settings->words[0])
+		return settings->lm.qmp ? CLI_EXIT_OK :
+		       cli_usage_error(self, "say --qmp SOCKET of a QEMU that waits (-incoming defer -S), "
+				       "or start one: -- QEMU ARGUMENT...");
+	if (settings->lm.pid)
+		return cli_usage_error(self, "--pid is known when QEMU is started by --");
+	if (cli_launch_words(settings->words, "", &words, &err))
+		return cli_usage_error(self, "%s", err.msg);
+	free(words);
+	return CLI_EXIT_OK;
+}
+
+int cli_receive(const struct cli_subcommand *self, struct cli_settings *settings)
+{
+	struct cli_signals *signals = NULL;
+	struct cli_output *out = NULL;
+	int rc = check_usage(self, settings);
+
+	if (rc)
+		return rc;
+	rc = cli_signals_start(&signals);
+	if (!rc)
+		rc = cli_output_open(settings, CLI_SIDE_RECEIVE, &out);
+	if (rc) {
+		fprintf(stderr, "migrate-rdma %s: %s\n", self->name, strerror(-rc));
+		cli_signals_stop(signals);
+		return CLI_EXIT_REFUSED;
+	}
+	cli_signals_set_output(signals, out);
+	rc = receive(settings, signals, out);
+	cli_signals_stop(signals);
+	cli_output_close(out);
+	return rc;
+}

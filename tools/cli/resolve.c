@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+#include <unistd.h>
+#include "cli.h"
+#include "text.h"
+
+/* The answer may have several lines. */
+static void print_text(char *text)
+{
+	char clean[1024], *save = NULL;
+
+	for (char *l = strtok_r(text, "\n", &save); l; l = strtok_r(NULL, "\n", &save))
+		printf("%s\n", cli_text_clean(l, clean, sizeof(clean)));
+}
+
+static void explain(enum lm_resolve what)
+{
+	if (what == LM_RESOLVE_RUN_HERE)
+		printf("\nThis will run the guest on this host. If it runs on the other host, too, both write to\n"
+		       "the same disks and destroy them. Do it only when the other host's QEMU is known to have\n"
+		       "ended, or the host is known to be down and will not come back with it.\n");
+	else
+		printf("\nThis will end the QEMU of this host and with it what it holds of the guest. Do it only\n"
+		       "when the guest is known to run on the other host: else it is lost.\n");
+}
+
+static bool confirmed(const struct cli_settings *settings)
+{
+	char answer[16];
+
+	if (settings->yes)
+		return true;
+	if (!isatty(STDIN_FILENO)) {
+		fprintf(stderr, "migrate-rdma resolve: nothing done: there is no terminal to ask on; "
+			"say --yes if it is so\n");
+		return false;
+	}
+	printf("Write 'yes' to do it: ");
+	fflush(stdout);
+	if (fgets(answer, sizeof(answer), stdin) && !strcmp(answer, "yes\n"))
+		return true;
+	printf("Nothing done.\n");
+	return false;
+}
+
+static int act(const struct cli_settings *settings, enum lm_resolve what)
+{
+	char text[2048] = "";
+	struct lm_error err = { 0 };
+
+	if (lm_resolve(settings->lm.qmp, what, text, sizeof(text), &err)) {
+		fflush(stdout);
+		fprintf(stderr, "migrate-rdma resolve: %s\n", err.msg);
+		return CLI_EXIT_ABORTED;
+	}
+	print_text(text);
+	return CLI_EXIT_OK;
+}
+
+int cli_resolve(const struct cli_subcommand *self, struct cli_settings *settings)
+{
+	enum lm_resolve what = settings->run_here ? LM_RESOLVE_RUN_HERE : LM_RESOLVE_END_HERE;
+	int rc;
+
+	if (settings->run_here && settings->end_here)
+		return cli_usage_error(self, "--run-here and --end-here exclude each other");
+	rc = act(settings, LM_RESOLVE_SHOW);
+	if (rc || (!settings->run_here && !settings->end_here))
+		return rc;
+	explain(what);
+	if (!confirmed(settings))
+		return CLI_EXIT_REFUSED;
+	return act(settings, what);
+}

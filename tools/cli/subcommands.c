@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The tables: every subcommand and every option that there is. */
+#include <string.h>
+#include "cli.h"
+
+#define AT(member) offsetof(struct cli_settings, member)
+
+#define OPTION_HELP \
+	{ .name = "help", .letter = 'h', .kind = CLI_FLAG, .offset = AT(help), \
+	  .help = "show this" }
+#define OPTION_END { .name = NULL }
+
+#define OPTION_QMP(is_required, text) \
+	{ .name = "qmp", .kind = CLI_PATH, .required = is_required, .argument = "SOCKET", \
+	  .offset = AT(lm.qmp), .help = text }
+#define OPTION_PID \
+	{ .name = "pid", .kind = CLI_NUMBER, .argument = "PID", .offset = AT(lm.pid), .max = INT32_MAX, \
+	  .help = "process of QEMU, when a manager passed the QMP socket in" }
+#define OPTION_JSON \
+	{ .name = "json", .kind = CLI_FLAG, .offset = AT(json), \
+	  .help = "one JSON event per line on standard output" }
+#define OPTION_QUIET \
+	{ .name = "quiet", .letter = 'q', .kind = CLI_FLAG, .offset = AT(quiet), .help = "print only errors" }
+#define OPTION_VERBOSE \
+	{ .name = "verbose", .letter = 'v', .kind = CLI_COUNT, .offset = AT(verbose), \
+	  .help = "say more; twice: say all" }
+#define OPTION_TIMEOUT(text) \
+	{ .name = "timeout", .kind = CLI_TIMEOUT, .argument = "TIME", .offset = AT(lm.timeout_ns), \
+	  .help = text }
+#define OPTION_PEER_TIMEOUT \
+	{ .name = "peer-timeout", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.peer_timeout_ns), \
+	  .help = "give the other host up when it is silent for so long" }
+#define OPTION_INSECURE \
+	{ .name = "insecure", .kind = CLI_FLAG, .offset = AT(lm.insecure), \
+	  .help = "allow a network that others can reach: nothing is encrypted or authenticated yet" }
+
+/* By the values of enum lm_on_stall and enum cli_shell. */
+static const char *const on_stall[] = {
+	[LM_STALL_WAIT] = "wait", [LM_STALL_FORCE] = "force", [LM_STALL_ABORT] = "abort", NULL,
+};
+static const char *const shells[] = {
+	[CLI_SHELL_NONE] = "", [CLI_SHELL_BASH] = "bash", [CLI_SHELL_ZSH] = "zsh", NULL,
+};
+
+static const struct cli_option send_options[] = {
+	OPTION_QMP(true, "QMP socket of the running guest"),
+	{ .name = "to", .kind = CLI_ADDRESS, .required = true, .argument = "ADDRESS:PORT",
+	  .offset = AT(lm.address), .help = "where 'migrate-rdma receive' listens" },
+	{ .name = "max-downtime", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.max_downtime_ns),
+	  .help = "stop the guest only when the last pages are predicted to take no longer" },
+	{ .name = "max-bandwidth", .kind = CLI_RATE, .argument = "RATE",
+	  .offset = AT(lm.max_bandwidth_bytes_per_s), .help = "send no faster" },
+	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 64,
+	  .help = "connections (and threads) that carry pages; chosen by the CPUs when not given" },
+	{ .name = "transport", .kind = CLI_TRANSPORT, .argument = "NAME", .offset = AT(lm.transport),
+	  .help = "what carries the pages: auto, or one that 'transports' lists" },
+	OPTION_TIMEOUT("give up when the guest has not been stopped by then"),
+	{ .name = "on-stall", .kind = CLI_CHOICE, .argument = "WHAT", .offset = AT(lm.on_stall),
+	  .choices = on_stall,
+	  .help = "when the guest writes faster than can be sent: wait, force the switchover, or abort" },
+	{ .name = "max-pause", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.max_pause_ns),
+	  .help = "let the guest go on here when it was stopped for so long and has not moved" },
+	OPTION_PEER_TIMEOUT,
+	{ .name = "quit-source", .kind = CLI_FLAG, .offset = AT(quit_source),
+	  .help = "end the QEMU of this host after the guest has moved" },
+	{ .name = "verify", .kind = CLI_FLAG, .offset = AT(lm.verify),
+	  .help = "compare a hash of all RAM while the guest is stopped (long!)" },
+	OPTION_INSECURE,
+	OPTION_PID,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_VERBOSE,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option receive_options[] = {
+	{ .name = "listen", .kind = CLI_ADDRESS, .required = true, .argument = "ADDRESS:PORT",
+	  .offset = AT(lm.address), .help = "where to wait for 'migrate-rdma send'; port 0: any free one" },
+	OPTION_QMP(false, "QMP socket of the waiting QEMU; with --: where to make it"),
+	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 64,
+	  .help = "agree to no more connections for pages" },
+	OPTION_TIMEOUT("give up when no source has come by then"),
+	OPTION_PEER_TIMEOUT,
+	{ .name = "paused", .kind = CLI_FLAG, .offset = AT(lm.start_paused),
+	  .help = "leave the guest paused when it has arrived" },
+	OPTION_INSECURE,
+	OPTION_PID,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_VERBOSE,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option check_options[] = {
+	OPTION_QMP(false, "check this guest, too"),
+	OPTION_PID,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option resolve_options[] = {
+	OPTION_QMP(true, "QMP socket of the guest's QEMU on this host"),
+	{ .name = "run-here", .kind = CLI_FLAG, .offset = AT(run_here),
+	  .help = "run the guest on this host: it is known not to run on the other" },
+	{ .name = "end-here", .kind = CLI_FLAG, .offset = AT(end_here),
+	  .help = "end the QEMU of this host: the guest is known to run on the other" },
+	{ .name = "yes", .letter = 'y', .kind = CLI_FLAG, .offset = AT(yes), .help = "do not ask" },
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option transports_options[] = { OPTION_JSON, OPTION_HELP, OPTION_END };
+static const struct cli_option version_options[] = { OPTION_HELP, OPTION_END };
+
+static const struct cli_option help_options[] = {
+	{ .name = "completion", .kind = CLI_CHOICE, .argument = "SHELL", .offset = AT(completion),
+	  .choices = shells, .help = "print the completions for bash or zsh" },
+	OPTION_HELP,
+	OPTION_END,
+};
+
+const struct cli_subcommand subcommands[] = {
+	{ .name = "send", .summary = "move a running guest from this host to another",
+	  .options = send_options, .run = cli_send },
+	{ .name = "receive", .summary = "wait for a guest and run it on this host",
+	  .options = receive_options, .rest = CLI_REST_COMMAND, .run = cli_receive },
+	{ .name = "check", .summary = "say whether this host, and a guest, can take part",
+	  .options = check_options, .run = cli_check },
+	{ .name = "resolve", .summary = "settle a migration that ended in doubt",
+	  .options = resolve_options, .run = cli_resolve },
+	{ .name = "transports", .summary = "list what can carry pages in this build",
+	  .options = transports_options, .run = cli_transports },
+	{ .name = "version", .summary = "print the version", .options = version_options, .run = cli_version },
+	{ .name = "help", .summary = "explain a subcommand", .options = help_options,
+	  .rest = CLI_REST_SUBCOMMAND, .run = cli_help },
+	{ .name = NULL },
+};
+
+const struct cli_subcommand *cli_subcommand_find(const char *name)
+{
+	for (const struct cli_subcommand *s = subcommands; s->name; s++) {
+		if (!strcmp(s->name, name))
+			return s;
+	}
+	return NULL;
+}
