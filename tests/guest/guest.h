@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The freestanding test guest: what its parts offer one another.
+ *
+ * One vCPU runs everything.  The seam for more: struct work is all the state
+ * of one worker over one range of pages and nothing in work.c is global, so
+ * further vCPUs would each get a struct work and a heartbeat slot of their own.
+ */
+#ifndef TEST_GUEST_H
+#define TEST_GUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "layout.h"
+
+/* boot.S */
+extern uint64_t boot_pdpt[512];
+void enter_user(void (*function)(void)) __attribute__((noreturn));
+
+/* options.c */
+enum pattern { PATTERN_RANDOM, PATTERN_SEQ, PATTERN_HOT };
+enum fill { FILL_ALL, FILL_NONE, FILL_HALF };
+
+struct options {
+	uint64_t mb;		/* 0: all there is */
+	uint64_t start_mb;
+	uint64_t rate;
+	enum pattern pattern;
+	enum fill fill;
+	bool verify;
+};
+
+/* The word that is not understood, or NULL. */
+const char *options_parse(struct options *o, const char *line);
+
+/* memory.c */
+struct memory {
+	struct guest_segment segment[GUEST_MAX_SEGMENTS];
+	unsigned int nsegments;
+	uint64_t pages;
+	uint32_t *versions;	/* one per page, zeroed */
+};
+
+/* NULL, or what is wrong. */
+const char *memory_init(struct memory *m, uint32_t multiboot_info,
+			const struct options *o);
+const char *memory_cmdline(uint32_t multiboot_info);
+void *memory_page(const struct memory *m, uint64_t page);
+
+/* clock.c */
+struct clock {
+	uint64_t tsc_hz;
+	const char *reference;	/* what tsc_hz was measured against */
+	uint64_t tsc;		/* last read */
+	bool has_cmos;
+	uint64_t looked;	/* TSC of the last look at the CMOS clock */
+	uint64_t seconds;	/* seen there */
+	uint64_t edge;		/* TSC when its second last changed, 0: not yet */
+	uint64_t longest;	/* TSC ticks of its longest second */
+	uint64_t gap;		/* largest of this tick, nanoseconds */
+	uint64_t max_gap;
+};
+
+void clock_init(struct clock *c);
+void clock_start(struct clock *c);
+void clock_read(struct clock *c);
+uint64_t clock_take_gap(struct clock *c);
+uint64_t clock_ticks(const struct clock *c, uint64_t microseconds);
+
+/* serial.c */
+void serial_init(void);
+void serial_pump(void);
+void serial_flush(void);
+/* Knows %u (64-bit), %x (64-bit) and %s.  A line that does not fit is lost. */
+void say(const char *format, ...);
+
+/* work.c */
+struct work {
+	const struct memory *mem;
+	struct options opt;
+	uint64_t usable;	/* pages it may write */
+	uint64_t random;	/* generator state */
+	uint64_t next;		/* of the sequential pattern */
+	uint64_t writes;
+	uint64_t passes;
+	uint64_t bad;
+	uint64_t bad_page, bad_want, bad_got;
+	uint64_t sum;		/* over the version table, kept at each write */
+	uint64_t cursor;	/* of the check, in usable pages */
+	uint64_t pass_sum;	/* of the pages the check has behind it */
+	uint64_t paid;		/* writes up to which the rate was obeyed */
+	uint64_t paid_tsc;
+};
+
+void work_init(struct work *w, const struct memory *m,
+	       const struct options *o);
+void work_fill(struct work *w);
+void work_write_due(struct work *w, const struct clock *c);
+void work_verify(struct work *w);
+void work_set_rate(struct work *w, uint64_t rate, uint64_t tsc);
+
+#endif
