@@ -8,6 +8,10 @@
 
 /* A message that has begun must come in whole within this time. */
 #define MESSAGE_TIMEOUT_NS (5 * LM_NS_PER_S)
+/* A round trip that took longer is none. */
+#define RTT_MAX_NS (UINT64_C(60) * LM_NS_PER_S)
+/* Messages that lm_control_try_recv() deals with in one call: more is left for the next. */
+#define TRY_MAX 64
 
 int lm_control_open(struct lm_control *c, struct lm_stream *stream, int cancel_fd, struct lm_error *err)
 {
@@ -50,6 +54,8 @@ int lm_control_send(struct lm_control *c, enum lm_msg_type type, const void *pay
 	struct iovec iov[2] = { { &h, sizeof(h) }, { (void *)payload, len } };
 	int r;
 
+	if (len > LM_WIRE_PAYLOAD_MAX)
+		return lm_err(err, -EMSGSIZE, LM_SCOPE_SESSION, "sending %s: too long", lm_msg_name(type));
 	if (c->send_broken)
 		return lm_err(err, -EPIPE, LM_SCOPE_SESSION, "the control channel is closed");
 	r = lm_stream_send_all(c->stream, iov, len ? 2 : 1, deadline_ns, -1, err);
@@ -118,15 +124,16 @@ static int recv_frame(struct lm_control *c, struct lm_msg *msg, struct lm_error 
 
 static int handle_pong(struct lm_control *c, const struct lm_msg *msg, struct lm_error *err)
 {
-	int64_t rtt;
 	struct le64 cookie;
+	uint64_t rtt;
 
 	if (msg->len != sizeof(cookie))
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: PONG length");
 	memcpy(&cookie, msg->payload, sizeof(cookie));
-	rtt = lm_now_ns() - (int64_t)lm_le64_get(cookie);
-	if (rtt > 0 && (!c->rtt_ns || rtt < c->rtt_ns))
-		c->rtt_ns = rtt;
+	/* The cookie is the peer's word: one that was never sent gives a nonsensical time, which is ignored. */
+	rtt = (uint64_t)lm_now_ns() - lm_le64_get(cookie);
+	if (rtt && rtt < RTT_MAX_NS && (!c->rtt_ns || rtt < (uint64_t)c->rtt_ns))
+		c->rtt_ns = (int64_t)rtt;
 	return 0;
 }
 
@@ -170,12 +177,15 @@ int lm_control_recv(struct lm_control *c, struct lm_msg *msg, int64_t deadline_n
 			r = handle_common(c, msg, err);
 		if (r)
 			return r > 0 ? 0 : r;
+		/* A peer that does nothing but ping is not answering. */
+		if (lm_now_ns() >= deadline_ns)
+			return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the peer does not answer");
 	}
 }
 
 int lm_control_try_recv(struct lm_control *c, struct lm_msg *msg, struct lm_error *err)
 {
-	for (;;) {
+	for (unsigned i = 0; i < TRY_MAX; i++) {
 		int r = wait_readable(c, lm_now_ns(), err);
 
 		if (r > 0)
@@ -187,6 +197,7 @@ int lm_control_try_recv(struct lm_control *c, struct lm_msg *msg, struct lm_erro
 		if (r)
 			return r;
 	}
+	return 0;
 }
 
 int lm_control_expect(struct lm_control *c, enum lm_msg_type type, struct lm_msg *msg,

@@ -88,11 +88,12 @@ static int lane_poll(struct lm_copier *c, unsigned lane, int64_t *since, uint64_
 static int lane_submit(struct lm_copier *c, unsigned lane, struct lm_error *err)
 {
 	struct lm_lane *l = &c->lanes[lane];
-	int64_t since = lm_now_ns();
 	uint64_t flushed = 0;
 	unsigned done = 0;
+	int64_t since;
 
 	throttle(c, l->bytes);
+	since = lm_now_ns();
 	while (done < l->nruns) {
 		int r = lm_transport_write(c->transport, lane, l->runs + done, l->nruns - done, err);
 
@@ -234,13 +235,19 @@ static void copy_worker(void *ctx, unsigned lane)
 {
 	struct lm_copier *c = ctx;
 	struct lm_lane *l = &c->lanes[lane];
+	int r;
 
 	if (l->dead)
 		return;
 	l->nruns = 0;
 	l->bytes = 0;
-	if (lane_work(c, lane, &l->error))
-		l->dead = true;
+	r = lane_work(c, lane, &l->error);
+	if (!r)
+		return;
+	l->dead = true;
+	/* The code tells finish() that this lane's pages are missing: it must not depend on the backend. */
+	if (!l->error.code)
+		lm_err_errno(&l->error, r, LM_SCOPE_LANE, "transport");
 }
 
 void lm_copier_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes)

@@ -39,10 +39,12 @@ static void place_worker(void *ctx, unsigned lane)
 
 	while (!atomic_load_explicit(&s->dst.stop, memory_order_relaxed)) {
 		struct lm_poll_result res;
+		int r = lm_transport_poll(s->transport, lane, 100, &res, &err);
 
-		if (lm_transport_poll(s->transport, lane, 100, &res, &err) || res.closed)
-			break;
+		/* What the last call has placed counts, however it ended. */
 		atomic_fetch_add_explicit(&s->dst.placed[lane], res.bytes, memory_order_relaxed);
+		if (r || res.closed)
+			break;
 	}
 	/* Whatever the reason, nothing more of this lane may land; the source finds out by itself. */
 	lm_transport_shut(s->transport, lane);
@@ -339,8 +341,9 @@ static int handle_saved(struct lm_session *s, const struct lm_msg *msg, struct l
 	int64_t begin = lm_now_ns();
 	int r;
 
-	s->summary.bytes = placed_bytes(s);
 	fence(s);
+	/* After the lanes' threads have ended: the flush is confirmed before its bytes are counted. */
+	s->summary.bytes = placed_bytes(s);
 	shutdown(s->dst.state_fd, SHUT_WR);
 	r = check_saved(s, msg, err);
 	if (!r)
@@ -431,13 +434,28 @@ static int dispatch(struct lm_session *s, const struct lm_msg *msg, struct lm_er
 		      lm_msg_name(msg->type));
 }
 
-/* The source pings every second while it copies, and may be busy with its VM for qmp_timeout. */
+/*
+ * The source pings every second while it copies, and may be busy with its VM for
+ * qmp_timeout.  A PING is a sign of life, though not a message: a copy takes as long
+ * as it takes.
+ */
+static int next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err)
+{
+	int64_t silence_ns = s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns, begin = lm_now_ns(), heard;
+	int r;
+
+	do {
+		heard = s->control.last_heard_ns > begin ? s->control.last_heard_ns : begin;
+		r = lm_control_recv(&s->control, msg, heard + silence_ns, err);
+	} while (r == -ETIMEDOUT && !s->control.peer_aborted && s->control.last_heard_ns > heard);
+	return r;
+}
+
 static int serve(struct lm_session *s, struct lm_error *err)
 {
 	while (s->dst.state != LM_DEST_DONE) {
 		struct lm_msg msg;
-		int r = lm_control_recv(&s->control, &msg,
-					lm_deadline_after(s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns), err);
+		int r = next_message(s, &msg, err);
 
 		if (!r)
 			r = dispatch(s, &msg, err);

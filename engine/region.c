@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "cleanup.h"
 #include "region.h"
+#include "zero.h"
 
 static void region_fini(struct lm_region *r)
 {
@@ -64,6 +66,56 @@ bool lm_ram_same(const struct lm_ram *a, const struct lm_ram *b)
 	return true;
 }
 
+static int read_error(const struct lm_region *r, int64_t n, struct lm_error *err)
+{
+	return lm_err_errno(err, n < 0 ? (int)n : -EIO, LM_SCOPE_SESSION, "cannot read memory backend %s", r->name);
+}
+
+/* 1: there is a byte that is not zero in [pos, pos + len) of the file, 0: none, or -errno. */
+static int64_t has_content(int fd, uint64_t pos, uint64_t len)
+{
+	uint8_t buf[16 * LM_PAGE_SIZE] __attribute__((aligned(64)));
+
+	while (len) {
+		size_t want = len < sizeof(buf) ? len : sizeof(buf);
+		ssize_t n = pread(fd, buf, want, (off_t)pos);
+
+		if (n <= 0 || (size_t)n % LM_PAGE_SIZE)
+			return n < 0 ? -errno : -EIO;
+		for (ssize_t i = 0; i < n; i += LM_PAGE_SIZE)
+			if (!lm_page_is_zero(buf + i))
+				return 1;
+		pos += (uint64_t)n;
+		len -= (uint64_t)n;
+	}
+	return 0;
+}
+
+/*
+ * hugetlbfs has no SEEK_DATA, and reading one of its holes through a mapping
+ * allocates a huge page.  read(2) does not: it gives zeros.  So a huge page exists
+ * here when it has content; one that is all zeros is as good as a hole.
+ */
+static int huge_existing(const struct lm_region *r, uint64_t first, uint64_t n, struct lm_bitmap *existing,
+			 struct lm_error *err)
+{
+	uint64_t per_huge = r->page_size >> LM_PAGE_SHIFT, end = first + n;
+	struct stat st;
+
+	if (fstat(r->fd, &st))
+		return read_error(r, -errno, err);
+	for (uint64_t at = first / per_huge * per_huge; st.st_blocks && at < end; at += per_huge) {
+		uint64_t from = at < first ? first : at, to = at + per_huge < end ? at + per_huge : end;
+		int64_t e = has_content(r->fd, r->file_offset + (at << LM_PAGE_SHIFT), r->page_size);
+
+		if (e < 0)
+			return read_error(r, e, err);
+		if (e)
+			lm_bitmap_set_range(existing, from, to - from);
+	}
+	return 0;
+}
+
 /*
  * lseek(2) moves the position of the descriptor, which nobody uses; the offsets
  * that it returns do not depend on it, so threads may share the descriptor.
@@ -74,6 +126,8 @@ int lm_region_existing(const struct lm_region *r, uint64_t first, uint64_t n,
 	uint64_t pos = r->file_offset + (first << LM_PAGE_SHIFT);
 	uint64_t end = pos + (n << LM_PAGE_SHIFT);
 
+	if (r->page_size > LM_PAGE_SIZE)
+		return huge_existing(r, first, n, existing, err);
 	while (pos < end) {
 		off_t data = lseek(r->fd, (off_t)pos, SEEK_DATA), hole;
 

@@ -48,8 +48,9 @@ int lm_ram_map(struct lm_ram *ram, bool writable, struct lm_error *err);
 bool lm_ram_same(const struct lm_ram *a, const struct lm_ram *b);
 
 /*
- * Set the bits of the pages that the file holds data for (SEEK_DATA/SEEK_HOLE),
- * in [first, first + n).  Reads no page and allocates none.
+ * Set the bits of the pages in [first, first + n) that may hold something else than
+ * zeros: those for which the file has data (SEEK_DATA), or, on hugetlbfs, which does not
+ * know holes, those of huge pages with content.  Allocates no memory in the file.
  */
 int lm_region_existing(const struct lm_region *r, uint64_t first, uint64_t n,
 		       struct lm_bitmap *existing, struct lm_error *err);

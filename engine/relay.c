@@ -17,7 +17,7 @@ static void relay_loop(struct lm_relay *r, uint8_t *buf)
 		if (n <= 0)
 			return;
 		if (lm_control_send(r->control, LM_MSG_STATE, buf, (size_t)n,
-				    lm_deadline_after(r->send_timeout_ns), &r->error))
+				    lm_deadline_min(lm_deadline_after(r->send_timeout_ns), r->deadline_ns), &r->error))
 			return;
 		atomic_fetch_add(&r->bytes, (uint64_t)n);
 	}
@@ -39,14 +39,15 @@ static void *relay_main(void *arg)
 }
 
 int lm_relay_start(struct lm_relay *r, struct lm_control *control, int64_t send_timeout_ns,
-		   int *ret_vm_fd, struct lm_error *err)
+		   int64_t deadline_ns, int *ret_vm_fd, struct lm_error *err)
 {
 	sigset_t all, old;
 	int pair[2], e;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
-	*r = (struct lm_relay){ .control = control, .fd = pair[0], .send_timeout_ns = send_timeout_ns };
+	*r = (struct lm_relay){ .control = control, .fd = pair[0], .send_timeout_ns = send_timeout_ns,
+				.deadline_ns = deadline_ns };
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &old);
 	e = pthread_create(&r->thread, NULL, relay_main, r);
@@ -81,11 +82,17 @@ int lm_relay_finish(struct lm_relay *r, int64_t deadline_ns, struct lm_error *er
 	return 0;
 }
 
+void lm_relay_break(struct lm_relay *r)
+{
+	if (r->running)
+		shutdown(r->fd, SHUT_RDWR);
+}
+
 void lm_relay_stop(struct lm_relay *r)
 {
 	if (!r->running)
 		return;
-	shutdown(r->fd, SHUT_RDWR);
+	lm_relay_break(r);
 	pthread_join(r->thread, NULL);
 	r->running = false;
 	lm_close_fd(&r->fd);

@@ -16,7 +16,7 @@ struct lm_relay {
 	pthread_t thread;
 	struct lm_control *control;
 	int fd;                  /* our end */
-	int64_t send_timeout_ns;
+	int64_t send_timeout_ns, deadline_ns;
 	_Atomic uint64_t bytes;
 	struct lm_error error;   /* relay's thread until joined */
 };
@@ -24,13 +24,17 @@ struct lm_relay {
 /*
  * Make a socket pair and start the thread.  *ret_vm_fd is the end that the VM
  * writes to; the caller closes it as soon as the VM has its own copy, because the
- * relay ends when the last copy is closed.
+ * relay ends when the last copy is closed.  A peer that takes nothing for
+ * send_timeout_ns, or at the deadline, ends the relay: it holds the control
+ * channel's send mutex no longer.
  */
 int lm_relay_start(struct lm_relay *r, struct lm_control *control, int64_t send_timeout_ns,
-		   int *ret_vm_fd, struct lm_error *err);
+		   int64_t deadline_ns, int *ret_vm_fd, struct lm_error *err);
 /* Wait until the VM has closed its end and everything was sent. */
 int lm_relay_finish(struct lm_relay *r, int64_t deadline_ns, struct lm_error *err);
-/* Stop at once; the VM sees a broken stream.  Takes one that was not started. */
+/* The VM sees a broken stream; does not wait for the thread.  Takes one that was not started. */
+void lm_relay_break(struct lm_relay *r);
+/* Break it and wait for the thread, which may be sending until its deadline.  Takes one that was not started. */
 void lm_relay_stop(struct lm_relay *r);
 
 #endif

@@ -176,7 +176,8 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 			      lm_msg_name(msg.type));
 	if (!r && vm_exited)
 		r = lm_err(err, -ESRCH, LM_SCOPE_VM, "the guest's QEMU has exited");
-	if (!r && now - s->control.last_heard_ns > s->opt.peer_timeout_ns)
+	/* Only a peer that was asked owes an answer: a drain may keep us from asking for long. */
+	if (!r && src->asked_ns > s->control.last_heard_ns && now - src->asked_ns > s->opt.peer_timeout_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
 			   (double)s->opt.peer_timeout_ns / 1e9);
 	if (!r && !src->pause_begun && now > src->deadline_ns)
@@ -185,6 +186,8 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause would last longer than --max-pause");
 	if (!r && now - src->last_ping_ns > PING_NS) {
 		src->last_ping_ns = now;
+		if (src->asked_ns <= s->control.last_heard_ns)
+			src->asked_ns = now;
 		r = lm_control_ping(&s->control, lm_session_peer_deadline(s), err);
 	}
 	progress(s, now);

@@ -91,7 +91,12 @@ int lm_session_check_cancel(struct lm_session *s, struct lm_error *err)
 
 int64_t lm_session_peer_deadline(const struct lm_session *s)
 {
-	return lm_deadline_after(s->opt.peer_timeout_ns);
+	int64_t deadline = lm_deadline_after(s->opt.peer_timeout_ns);
+
+	/* A paused guest waits for no answer longer than --max-pause, and COMMIT is not sent after it. */
+	if (s->side == LM_SOURCE && s->src.pause_begun && !s->src.commit_sent)
+		deadline = lm_deadline_min(deadline, s->src.deadline_ns);
+	return deadline;
 }
 
 int64_t lm_session_vm_deadline(const struct lm_session *s)

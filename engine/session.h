@@ -28,6 +28,7 @@ struct lm_source {
 	struct lm_relay relay;
 	int64_t last_scan_ns;  /* when the scan before began */
 	int64_t last_ping_ns, last_progress_ns;
+	int64_t asked_ns;      /* when the first PING was sent after the peer was last heard */
 	uint64_t last_progress_bytes;
 	int64_t deadline_ns;   /* for all before the switchover */
 	int64_t stopped_realtime_ns;

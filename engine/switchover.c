@@ -39,11 +39,12 @@ static int check_layout(struct lm_session *s, struct lm_error *err)
 
 static int pause_start(struct lm_session *s, struct lm_error *err)
 {
-	int vm_fd, r = lm_relay_start(&s->src.relay, &s->control, s->opt.peer_timeout_ns, &vm_fd, err);
+	int vm_fd, r;
 
+	s->src.deadline_ns = lm_deadline_after(s->opt.max_pause_ns);
+	r = lm_relay_start(&s->src.relay, &s->control, s->opt.peer_timeout_ns, s->src.deadline_ns, &vm_fd, err);
 	if (r)
 		return r;
-	s->src.deadline_ns = lm_deadline_after(s->opt.max_pause_ns);
 	lm_guardian_pause(&s->guardian, s->src.deadline_ns);
 	s->src.pause_begun = true;
 	r = lm_vm_pause_start(s->vm, vm_fd, err);
@@ -107,10 +108,13 @@ static int device_state(struct lm_session *s, struct lm_error *err)
 	struct lm_msg msg;
 	int r = lm_vm_state_save(s->vm, deadline, err);
 
-	if (!r)
+	if (!r) {
 		r = lm_relay_finish(&s->src.relay, deadline, err);
-	else if (s->src.relay.error.code == -EPIPE || s->src.relay.error.code == -ECONNRESET)
-		*err = s->src.relay.error; /* the cause, not the effect */
+	} else {
+		lm_relay_stop(&s->src.relay); /* its error is ours now */
+		if (s->src.relay.error.code == -EPIPE || s->src.relay.error.code == -ECONNRESET)
+			*err = s->src.relay.error; /* the cause, not the effect */
+	}
 	if (!r)
 		r = send_saved(s, err);
 	if (!r)
@@ -224,7 +228,8 @@ void lm_switchover_undo(struct lm_session *s)
 
 	if (!s->src.pause_begun || s->src.commit_sent)
 		return;
-	lm_relay_stop(&s->src.relay);
+	/* The guest first: the relay may be stuck in sending to a peer that is gone. */
+	lm_relay_break(&s->src.relay);
 	if (lm_vm_resume(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), NULL, &e)) {
 		s->summary.guest_runs_here = false;
 		lm_session_log(s, LM_LOG_ERROR, "the guest could not be brought back: %s; try `migrate-rdma resolve`",

@@ -69,6 +69,14 @@ int lm_transport_region_bind(struct lm_transport *t, unsigned index, const struc
 	return t->ops->region_bind(t, index, key, err);
 }
 
+/* Rule 5: an error kills the lane, also in the eyes of the peer. */
+static int lane_result(struct lm_transport *t, unsigned lane, int r)
+{
+	if (r < 0 && r != -EAGAIN)
+		t->ops->shut(t, lane);
+	return r;
+}
+
 int lm_transport_write(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
 		       struct lm_error *err)
 {
@@ -77,14 +85,14 @@ int lm_transport_write(struct lm_transport *t, unsigned lane, const struct lm_ru
 	for (unsigned i = 0; i < n; i++)
 		if (!lm_transport_run_valid(t, &runs[i]))
 			return misuse(err, "a run outside of the regions");
-	return t->ops->write(t, lane, runs, n, err);
+	return lane_result(t, lane, t->ops->write(t, lane, runs, n, err));
 }
 
 int lm_transport_flush(struct lm_transport *t, unsigned lane, uint64_t seq, struct lm_error *err)
 {
 	if (!t->is_open || t->side != LM_SOURCE || lane >= t->nlanes || !seq)
 		return misuse(err, "flush out of place");
-	return t->ops->flush(t, lane, seq, err);
+	return lane_result(t, lane, t->ops->flush(t, lane, seq, err));
 }
 
 int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
@@ -93,7 +101,7 @@ int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms, str
 	memset(res, 0, sizeof(*res));
 	if (!t->is_open || lane >= t->nlanes || timeout_ms < 0)
 		return misuse(err, "poll out of place");
-	return t->ops->poll(t, lane, timeout_ms, res, err);
+	return lane_result(t, lane, t->ops->poll(t, lane, timeout_ms, res, err));
 }
 
 void lm_transport_shut(struct lm_transport *t, unsigned lane)

@@ -101,6 +101,7 @@ struct lm_transport_ops {
 	/*
 	 * Make a lane unusable at once, from any thread, while its own thread may be
 	 * in write, flush or poll (which then return an error soon).  Does not free.
+	 * May be called again; the wrappers call it after every error of a lane.
 	 */
 	void (*shut)(struct lm_transport *t, unsigned lane);
 	/*

@@ -39,6 +39,7 @@ static enum tcp_method choose(int fd)
 
 int tcp_send_init(struct tcp_lane *l)
 {
+	l->next = l->iov;
 	l->method = choose(lm_stream_raw_fd(l->stream));
 	if (l->method == TCP_SPLICE && tcp_pipe_open(l))
 		l->method = TCP_COPY;

@@ -74,10 +74,12 @@ int cli_check(const struct cli_subcommand *self, struct cli_settings *settings)
 	if (settings->lm.qmp) {
 		lines.about = "guest";
 		rc = lm_check_guest(settings->lm.qmp, settings->lm.pid, line, &lines, &err);
-		if (rc > 0)
+		if (rc >= 0) {
 			failed += rc;
-		if (rc < 0 && !err.code)
+			err.code = 0; /* err counts only when the call failed */
+		} else if (!err.code) {
 			err.code = rc;
+		}
 	}
 	return conclude(settings, failed, &err);
 }

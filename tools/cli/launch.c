@@ -241,16 +241,22 @@ void cli_launch_leave(struct cli_launch *l)
 	free(l);
 }
 
+/* Without a pidfd by its number, which is still its: our child, and not reaped. */
+static void send_signal(const struct cli_launch *l, int sig)
+{
+	if (l->pidfd < 0 || pidfd_send_signal(l->pidfd, sig, NULL, 0))
+		kill(l->pid, sig);
+}
+
 static void end_process(struct cli_launch *l)
 {
 	struct pollfd ended = { .fd = l->pidfd, .events = POLLIN };
 
 	if (l->pid <= 0)
 		return;
-	/* Our child and not reaped: the number is still its. */
-	kill(l->pid, SIGTERM);
+	send_signal(l, SIGTERM);
 	if (l->pidfd < 0 || poll(&ended, 1, GOODBYE_MS) <= 0)
-		kill(l->pid, SIGKILL);
+		send_signal(l, SIGKILL);
 	while (waitpid(l->pid, NULL, 0) < 0 && errno == EINTR)
 		;
 	l->pid = 0;

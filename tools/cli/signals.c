@@ -28,17 +28,20 @@ static void raise_fd(int fd)
 		return; /* it is raised already */
 }
 
-/* SIGHUP stays ignored under nohup(1). */
+/*
+ * SIGHUP stays ignored under nohup(1).  SIGINT does not: shells ignore it for
+ * what a script runs in the background, but who sends it to us means us.
+ */
 static void wanted(sigset_t *set)
 {
-	static const int numbers[] = { SIGINT, SIGTERM, SIGHUP, SIGTSTP };
 	struct sigaction old;
 
 	sigemptyset(set);
-	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-		if (!sigaction(numbers[i], NULL, &old) && old.sa_handler != SIG_IGN)
-			sigaddset(set, numbers[i]);
-	}
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGTSTP);
+	if (!sigaction(SIGHUP, NULL, &old) && old.sa_handler != SIG_IGN)
+		sigaddset(set, SIGHUP);
 }
 
 static void ask(struct cli_signals *s)

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
 #include "summary.h"
 #include "text.h"
 #include "units.h"
@@ -187,6 +188,9 @@ void cli_summary_verdict(enum cli_side side, const struct lm_summary *s, const c
 		return;
 	}
 	cli_text_clean(s->error.msg, clean, sizeof(clean));
-	fprintf(to, "%s\n", *clean ? clean : "no reason was given");
+	if (strcmp(clean, "cancelled"))
+		fprintf(to, "%s\n", *clean ? clean : "no reason was given");
+	else
+		fprintf(to, "as asked\n");
 	advice(side, s, qmp, to);
 }

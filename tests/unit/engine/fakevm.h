@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A VM without QEMU: RAM in memfds, a "guest" thread that writes to it, a tracker
+ * that the guest thread feeds, and a device state that is a pattern.  For
+ * exercising the engine's sessions in one process, faults included.
+ */
+#ifndef FAKEVM_H
+#define FAKEVM_H
+
+#include <stdatomic.h>
+#include "vm.h"
+
+#define FAKE_REGIONS_MAX 4
+#define FAKE_STATE_BYTES 100000 /* fits into a socket: nobody reads before state_wait */
+
+struct fakevm_config {
+	unsigned nregions;
+	uint64_t region_bytes[FAKE_REGIONS_MAX];
+	bool source;
+	unsigned writes_per_ms;  /* of the guest while it runs */
+	const char *machine;     /* "fake-1" */
+	/* faults */
+	int fail_drain, fail_pause, fail_save, fail_load, fail_wait, fail_resume; /* errno to return, once */
+	bool layout_changes;     /* regions() says something else from the second call on */
+};
+
+struct fakevm;
+
+/* The object is the session's through lm_vm_detach(); the RAM and counters outlive it in *ret_state. */
+struct fakevm_state {
+	int fd[FAKE_REGIONS_MAX];
+	uint8_t *ram[FAKE_REGIONS_MAX];
+	struct fakevm_config config;
+	_Atomic bool running, ended, paused_by_migration;
+	_Atomic unsigned resumes, detaches;
+	/* tracker: one byte per page and region, set by the guest */
+	_Atomic uint8_t *written[FAKE_REGIONS_MAX];
+	uint64_t npages[FAKE_REGIONS_MAX];
+	pthread_t guest;
+	_Atomic bool stop_guest, guest_idle;
+	int exit_pipe[2]; /* stands in for the pidfd */
+};
+
+struct fakevm_state *fakevm_state_new(const struct fakevm_config *config);
+struct lm_vm *fakevm_new(struct fakevm_state *st);
+void fakevm_state_free(struct fakevm_state *st);
+/* Fill `percent` of the pages with a pattern. */
+void fakevm_fill(struct fakevm_state *st, unsigned percent, unsigned seed);
+bool fakevm_ram_equal(const struct fakevm_state *a, const struct fakevm_state *b);
+/* Fill a destination's RAM with rubbish, as a file that was used before. */
+void fakevm_scribble(struct fakevm_state *st);
+/* Punch a hole, as a balloon does: not marked as written. */
+void fakevm_discard(struct fakevm_state *st, unsigned region, uint64_t page, uint64_t n);
+
+#endif

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* When pre-copy goes on, switches over, forces or gives up. */
+#include "unit.h"
+#include "converge.h"
+#include "region.h"
+
+#define MS LM_NS_PER_MS
+
+static struct lm_converge converge(enum lm_on_stall on_stall, uint64_t cap)
+{
+	struct lm_options o;
+	struct lm_converge c;
+
+	lm_options_default(&o);
+	o.max_downtime_ns = 10 * MS;
+	o.on_stall = on_stall;
+	o.max_bandwidth_bytes_per_s = cap;
+	lm_converge_init(&c, &o);
+	return c;
+}
+
+static void learn(struct lm_converge *c, uint64_t bytes_per_s)
+{
+	struct lm_round r = { .bytes = bytes_per_s, .copy_ns = LM_NS_PER_S };
+
+	lm_converge_round(c, &r);
+}
+
+static struct lm_decision decide(struct lm_converge *c, unsigned round, uint64_t dirty)
+{
+	struct lm_decision d;
+
+	lm_converge_decide(c, round, dirty, 1 * MS, MS / 10, &d);
+	return d;
+}
+
+static void an_idle_guest_is_switched_over_at_once(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+	struct lm_decision d;
+
+	(void)state;
+	learn(&c, 1000000000);
+	d = decide(&c, 1, 0);
+	assert_int_equal(d.kind, LM_DECIDE_SWITCHOVER);
+	assert_int_equal(d.predicted_ns, 1 * MS + MS / 10);
+	assert_int_equal(d.max_downtime_ns, 10 * MS);
+	assert_int_equal(d.round, 1);
+	assert_true(strlen(d.reason) > 0);
+}
+
+static void the_prediction_is_scan_round_trip_and_copy(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+
+	(void)state;
+	learn(&c, 4096000000);
+	/* 1000 pages are 4096000 bytes: 1 ms. */
+	assert_int_equal(decide(&c, 1, 1000).predicted_ns, 2 * MS + MS / 10);
+}
+
+static void the_limit_itself_is_good_enough(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+	struct lm_decision d;
+
+	(void)state;
+	learn(&c, 4096000000);
+	lm_converge_decide(&c, 1, 9000, 1 * MS, 0, &d);
+	assert_int_equal(d.predicted_ns, 10 * MS);
+	assert_int_equal(d.kind, LM_DECIDE_SWITCHOVER);
+	lm_converge_decide(&c, 1, 9000, 1 * MS, 1, &d);
+	assert_int_equal(d.kind, LM_DECIDE_CONTINUE);
+}
+
+static void a_guest_that_converges_goes_on_until_it_fits(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_ABORT, 0);
+	uint64_t dirty = 1 << 20;
+	unsigned round = 1;
+
+	(void)state;
+	learn(&c, 1000000000);
+	while (decide(&c, round, dirty).kind == LM_DECIDE_CONTINUE) {
+		round++;
+		dirty = dirty * 7 / 10;
+		assert_true(round < 100);
+	}
+	assert_int_equal(decide(&c, round, dirty).kind, LM_DECIDE_SWITCHOVER);
+	assert_true(dirty * LM_PAGE_SIZE <= 9000000);
+}
+
+/* The round in which something else than CONTINUE was decided for a guest that never gets better. */
+static unsigned stall_round(enum lm_on_stall policy, enum lm_decision_kind *ret)
+{
+	struct lm_converge c = converge(policy, 0);
+
+	learn(&c, 100000000);
+	for (unsigned round = 1; round <= 50; round++) {
+		struct lm_decision d = decide(&c, round, 100000 + round % 3);
+
+		*ret = d.kind;
+		if (d.kind != LM_DECIDE_CONTINUE)
+			return round;
+	}
+	return 0;
+}
+
+static void a_guest_that_does_not_converge_is_treated_as_the_policy_says(void **state)
+{
+	enum lm_decision_kind kind;
+
+	(void)state;
+	assert_int_equal(stall_round(LM_STALL_FORCE, &kind), 1 + LM_STALL_ROUNDS);
+	assert_int_equal(kind, LM_DECIDE_FORCE);
+	assert_int_equal(stall_round(LM_STALL_ABORT, &kind), 1 + LM_STALL_ROUNDS);
+	assert_int_equal(kind, LM_DECIDE_ABORT);
+	assert_int_equal(stall_round(LM_STALL_WAIT, &kind), 0);
+	assert_int_equal(kind, LM_DECIDE_CONTINUE);
+}
+
+static void gains_below_a_tenth_do_not_count(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_ABORT, 0);
+	uint64_t dirty = 1000000;
+	unsigned round = 1;
+
+	(void)state;
+	learn(&c, 100000000);
+	while (decide(&c, round, dirty).kind == LM_DECIDE_CONTINUE) {
+		round++;
+		dirty -= 1000;
+	}
+	assert_int_equal(round, 1 + LM_STALL_ROUNDS);
+}
+
+static void one_good_round_ends_a_stall(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_ABORT, 0);
+
+	(void)state;
+	learn(&c, 100000000);
+	for (unsigned round = 1; round <= LM_STALL_ROUNDS; round++)
+		assert_int_equal(decide(&c, round, 100000).kind, LM_DECIDE_CONTINUE);
+	assert_int_equal(decide(&c, LM_STALL_ROUNDS + 1, 80000).kind, LM_DECIDE_CONTINUE);
+	for (unsigned i = 1; i < LM_STALL_ROUNDS; i++)
+		assert_int_equal(decide(&c, LM_STALL_ROUNDS + 1 + i, 100000).kind, LM_DECIDE_CONTINUE);
+	assert_int_equal(decide(&c, 3 * LM_STALL_ROUNDS, 100000).kind, LM_DECIDE_ABORT);
+}
+
+static void a_guest_that_falls_silent_after_a_stall_is_switched_over(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_ABORT, 0);
+
+	(void)state;
+	learn(&c, 100000000);
+	for (unsigned round = 1; round <= LM_STALL_ROUNDS; round++)
+		decide(&c, round, 100000);
+	assert_int_equal(decide(&c, LM_STALL_ROUNDS + 1, 3).kind, LM_DECIDE_SWITCHOVER);
+}
+
+static void the_bandwidth_cap_bounds_the_prediction(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 4096000);
+
+	(void)state;
+	learn(&c, 4096000000);
+	assert_int_equal(decide(&c, 1, 1000).predicted_ns, LM_NS_PER_S + 1 * MS + MS / 10);
+	/* A link that is slower than the cap is what counts. */
+	c = converge(LM_STALL_WAIT, UINT64_MAX);
+	learn(&c, 4096000000);
+	assert_int_equal(decide(&c, 1, 1000).predicted_ns, 2 * MS + MS / 10);
+}
+
+static void nothing_measured_yet_is_taken_for_a_slow_link(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+
+	(void)state;
+	assert_int_equal(decide(&c, 1, 0).kind, LM_DECIDE_SWITCHOVER);
+	assert_int_equal(decide(&c, 1, 1 << 20).kind, LM_DECIDE_CONTINUE);
+}
+
+static void small_or_impossible_rounds_teach_nothing(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+	struct lm_round tiny = { .bytes = 4096, .copy_ns = LM_NS_PER_S };
+	struct lm_round timeless = { .bytes = 1 << 30, .copy_ns = 0 };
+
+	(void)state;
+	learn(&c, 1000000000);
+	lm_converge_round(&c, &tiny);
+	lm_converge_round(&c, &timeless);
+	timeless.copy_ns = -5;
+	lm_converge_round(&c, &timeless);
+	assert_true(c.bytes_per_s == 1e9);
+}
+
+static void throughput_follows_the_link_smoothly(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+
+	(void)state;
+	learn(&c, 1000000000);
+	learn(&c, 100000000);
+	assert_true(c.bytes_per_s > 1e8 && c.bytes_per_s < 1e9);
+	for (unsigned i = 0; i < 20; i++)
+		learn(&c, 100000000);
+	assert_true(c.bytes_per_s < 1.01e8);
+}
+
+static void huge_numbers_stay_positive_and_finite(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 1);
+	uint64_t all = (LM_REGION_SIZE_MAX >> LM_PAGE_SHIFT) * LM_REGIONS_MAX;
+	struct lm_decision d;
+
+	(void)state;
+	learn(&c, UINT64_MAX);
+	lm_converge_decide(&c, UINT32_MAX, all, LM_NS_PER_S * 3600, LM_NS_PER_S * 3600, &d);
+	assert_int_equal(d.kind, LM_DECIDE_CONTINUE);
+	assert_true(d.predicted_ns > LM_NS_PER_S * 3600);
+	assert_true(strlen(d.reason) < sizeof(d.reason));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_idle_guest_is_switched_over_at_once),
+		cmocka_unit_test(the_prediction_is_scan_round_trip_and_copy),
+		cmocka_unit_test(the_limit_itself_is_good_enough),
+		cmocka_unit_test(a_guest_that_converges_goes_on_until_it_fits),
+		cmocka_unit_test(a_guest_that_does_not_converge_is_treated_as_the_policy_says),
+		cmocka_unit_test(gains_below_a_tenth_do_not_count),
+		cmocka_unit_test(one_good_round_ends_a_stall),
+		cmocka_unit_test(a_guest_that_falls_silent_after_a_stall_is_switched_over),
+		cmocka_unit_test(the_bandwidth_cap_bounds_the_prediction),
+		cmocka_unit_test(nothing_measured_yet_is_taken_for_a_slow_link),
+		cmocka_unit_test(small_or_impossible_rounds_teach_nothing),
+		cmocka_unit_test(throughput_follows_the_link_smoothly),
+		cmocka_unit_test(huge_numbers_stay_positive_and_finite),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
