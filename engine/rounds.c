@@ -303,9 +303,10 @@ static int round_copy(struct lm_session *s, struct lm_round *round, bool drain, 
 
 	src->todo = src->dirty;
 	src->dirty = t;
-	if (drain)
+	if (drain) {
 		r = lm_vm_drain(s->vm, lm_session_vm_deadline(s), err);
-	round->drain_ns = lm_now_ns() - begin;
+		round->drain_ns = lm_now_ns() - begin;
+	}
 	if (r)
 		return r;
 	lm_copier_totals(&src->copier, &before);
@@ -378,13 +379,22 @@ static int first_set(struct lm_session *s, struct lm_error *err)
 int lm_precopy_first(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_round round = { 0 };
-	int64_t begin = lm_now_ns();
-	int r = first_set(s, err);
+	int64_t begin = lm_now_ns(), drained;
+	/*
+	 * Here the drain comes first.  Arming was the scan; what was in flight then must
+	 * have landed before we look, because where existence is a matter of content
+	 * (hugetlbfs) a page that waits for its data looks like a hole.
+	 */
+	int r = lm_vm_drain(s->vm, lm_session_vm_deadline(s), err);
 
-	round.scan_ns = lm_now_ns() - begin;
+	drained = lm_now_ns();
+	round.drain_ns = drained - begin;
+	if (!r)
+		r = first_set(s, err);
+	round.scan_ns = lm_now_ns() - drained;
 	round.dirty_pages = lm_pageset_count(&s->src.dirty);
 	if (!r)
-		r = round_copy(s, &round, true, err);
+		r = round_copy(s, &round, false, err);
 	lm_pageset_clear_all(&s->src.holes);
 	return r;
 }

@@ -11,17 +11,12 @@
 #include "cleanup.h"
 #include "session.h"
 
-/* Let the destination's VM wait for the device state. */
-static int prepare(struct lm_session *s, struct lm_error *err)
-{
-	struct lm_msg msg;
-	int r = lm_control_send(&s->control, LM_MSG_PREPARE, NULL, 0, lm_session_peer_deadline(s), err);
-
-	return r ? r : lm_control_expect(&s->control, LM_MSG_PREPARED, &msg,
-					 lm_deadline_after(s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns), err);
-}
-
-/* RAM that was plugged or unplugged since the start: the map is old, so give up. */
+/*
+ * RAM that was plugged or unplugged since the start: the map is old, so give up.
+ * Asking takes a millisecond or two, so it is done while the guest runs.  A change
+ * between here and the pause does not slip through: QEMU's own stream begins with
+ * the list of its RAM blocks, and a destination with another list refuses it.
+ */
 static int check_layout(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_ram now;
@@ -37,6 +32,18 @@ static int check_layout(struct lm_session *s, struct lm_error *err)
 	return r;
 }
 
+/* Let the destination's VM wait for the device state. */
+static int prepare(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_msg msg;
+	int r = check_layout(s, err);
+
+	if (!r)
+		r = lm_control_send(&s->control, LM_MSG_PREPARE, NULL, 0, lm_session_peer_deadline(s), err);
+	return r ? r : lm_control_expect(&s->control, LM_MSG_PREPARED, &msg,
+					 lm_deadline_after(s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns), err);
+}
+
 static int pause_start(struct lm_session *s, struct lm_error *err)
 {
 	int vm_fd, r;
@@ -49,8 +56,7 @@ static int pause_start(struct lm_session *s, struct lm_error *err)
 	s->src.pause_begun = true;
 	r = lm_vm_pause_start(s->vm, vm_fd, err);
 	lm_close_fd(&vm_fd);
-	/* From here on the layout cannot change: look now, while QEMU is busy stopping the guest. */
-	return r ? r : check_layout(s, err);
+	return r;
 }
 
 /*
@@ -102,28 +108,43 @@ static int send_saved(struct lm_session *s, struct lm_error *err)
 	return r;
 }
 
-static int device_state(struct lm_session *s, struct lm_error *err)
+/* Until the last byte of the device state is on the control channel. */
+static int save_state(struct lm_session *s, struct lm_error *err)
 {
-	int64_t begin = lm_now_ns(), deadline = s->src.deadline_ns, load_ns, ignored;
-	struct lm_msg msg;
-	int r = lm_vm_state_save(s->vm, deadline, err);
+	int64_t begin = lm_now_ns(), completed;
+	int r = lm_vm_state_save(s->vm, s->src.deadline_ns, err);
 
+	completed = lm_now_ns();
 	if (!r) {
-		r = lm_relay_finish(&s->src.relay, deadline, err);
+		r = lm_relay_finish(&s->src.relay, s->src.deadline_ns, err);
 	} else {
 		lm_relay_stop(&s->src.relay); /* its error is ours now */
 		if (s->src.relay.error.code == -EPIPE || s->src.relay.error.code == -ECONNRESET)
 			*err = s->src.relay.error; /* the cause, not the effect */
 	}
+	lm_session_log(s, LM_LOG_DEBUG, "device state: the VM took %.2f ms, closing the stream %.2f ms",
+		       (double)(completed - begin) / 1e6, (double)(lm_now_ns() - completed) / 1e6);
+	return r;
+}
+
+static int device_state(struct lm_session *s, struct lm_error *err)
+{
+	int64_t begin = lm_now_ns(), saved, load_ns = 0, ignored;
+	struct lm_msg msg;
+	int r = save_state(s, err);
+
+	saved = lm_now_ns();
 	if (!r)
 		r = send_saved(s, err);
 	if (!r)
 		r = lm_session_stage(s, "saved", err);
 	if (!r)
-		r = lm_control_expect(&s->control, LM_MSG_LOADED, &msg, deadline, err);
+		r = lm_control_expect(&s->control, LM_MSG_LOADED, &msg, s->src.deadline_ns, err);
 	if (!r)
 		r = lm_wire_get_times(msg.payload, msg.len, &load_ns, &ignored, err);
 	s->summary.blackout.device_state_ns = lm_now_ns() - begin;
+	lm_session_log(s, LM_LOG_DEBUG, "device state: the destination had it loaded %.2f ms later (%.2f ms of it there)",
+		       (double)(lm_now_ns() - saved) / 1e6, (double)load_ns / 1e6);
 	return r ? r : lm_session_stage(s, "loaded", err);
 }
 
