@@ -23,7 +23,6 @@
 #ifndef LM_TRANSPORT_H
 #define LM_TRANSPORT_H
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include "region.h"

@@ -3,6 +3,7 @@
 
 #ifdef LM_TEST_HOOKS
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -186,15 +186,32 @@ static int recv_some(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *r
 	return r && r != -EAGAIN ? r : moved;
 }
 
-/* Let the kernel wake us only when a good piece has come; see transport_tcp.h. */
-static void set_lowat(struct tcp_lane *l)
+/*
+ * How much has to come before we want to be woken up; see transport_tcp.h.  Well
+ * below what the socket's buffer takes: a low-water mark that is close to the
+ * window lets the two sides wait for each other until a timer of TCP's fires.
+ */
+static int lowat_wanted(const struct tcp_lane *l, int fd)
 {
 	uint64_t due = l->in_batch ? l->left : 1;
-	int lowat = due < TCP_LOWAT ? (int)due : TCP_LOWAT;
+	int rcvbuf = 0;
+	socklen_t len = sizeof(rcvbuf);
 
-	if (lowat == l->lowat || lm_stream_raw_fd(l->stream) < 0)
+	if (due > TCP_LOWAT)
+		due = TCP_LOWAT;
+	if (due > 1 && !getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, &len) && due > (uint64_t)rcvbuf / 8)
+		due = (uint64_t)rcvbuf / 8;
+	return due ? (int)due : 1;
+}
+
+static void set_lowat(struct tcp_lane *l)
+{
+	int fd = lm_stream_raw_fd(l->stream), lowat;
+
+	if (fd < 0)
 		return;
-	if (!setsockopt(lm_stream_raw_fd(l->stream), SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat)))
+	lowat = lowat_wanted(l, fd);
+	if (lowat != l->lowat && !setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat)))
 		l->lowat = lowat;
 }
 

@@ -18,12 +18,14 @@ static bool is_local(int fd)
 
 	if (getsockname(fd, (struct sockaddr *)&a, &alen) || getpeername(fd, (struct sockaddr *)&b, &blen))
 		return false;
+	if (lm_address_is_loopback((struct sockaddr *)&b))
+		return true;
 	if (a.ss_family == AF_INET)
 		return ((struct sockaddr_in *)&a)->sin_addr.s_addr == ((struct sockaddr_in *)&b)->sin_addr.s_addr;
 	if (a.ss_family == AF_INET6)
 		return IN6_ARE_ADDR_EQUAL(&((struct sockaddr_in6 *)&a)->sin6_addr,
 					  &((struct sockaddr_in6 *)&b)->sin6_addr);
-	return true;
+	return false;
 }
 
 static enum tcp_method choose(int fd)

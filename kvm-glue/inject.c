@@ -62,6 +62,10 @@ static int insn_find(pid_t pid, const struct lm_inject_arch *arch, uint64_t *ret
 
 	if (r)
 		return r;
+	if (!maps.n) { /* dead, and its parent has not looked yet */
+		lm_maps_fini(&maps);
+		return lm_err(err, -ESRCH, LM_SCOPE_VM, "process %d has ended", (int)pid);
+	}
 	snprintf(path, sizeof(path), "/proc/%d/mem", (int)pid);
 	mem = open(path, O_RDONLY | O_CLOEXEC);
 	*ret = mem < 0 ? 0 : insn_find_by(mem, &maps, arch, true);

@@ -18,6 +18,7 @@
  * and tried again.  A thread that is stopped (SIGSTOP) is used and stays stopped.
  */
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ptrace.h>
@@ -105,14 +106,16 @@ static int interrupt_wait(struct tracee *t, struct lm_error *err)
 
 static int seize_error(const struct tracee *t, int code, struct lm_error *err)
 {
-	char path[64], line[128];
+	char path[64], line[128], state = 'X';
 	LM_AUTO_FILE FILE *f = NULL;
 	int tracer = 0;
 
 	snprintf(path, sizeof(path), "/proc/%d/status", (int)t->tid);
 	f = fopen(path, "re");
 	while (f && fgets(line, sizeof(line), f) && sscanf(line, "TracerPid: %d", &tracer) != 1)
-		;
+		sscanf(line, "State: %c", &state);
+	if (state == 'X' || state == 'Z')
+		return gone(t, err);
 	if (tracer)
 		return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
 			      "process %d is traced by process %d (gdb, strace?): detach that first", (int)t->tid, tracer);
@@ -344,6 +347,14 @@ static void oom_exempt(void)
 		return; /* not allowed: no harm */
 }
 
+/* The process waits for this one: not behind others for a CPU, where that is allowed. */
+static void hurry(void)
+{
+	const struct sched_param first = { .sched_priority = 1 };
+
+	sched_setscheduler(0, SCHED_FIFO, &first);
+}
+
 static void answer_send(int sock, const struct inject_answer *a, const int *fds, unsigned nfds)
 {
 	union {
@@ -376,6 +387,7 @@ void inject_helper(const struct inject_job *job, int sock)
 
 	setsid();
 	oom_exempt();
+	hurry();
 	ticks_start();
 	trace(&t, &answer, fds, &nfds);
 	answer_send(sock, &answer, fds, nfds);

@@ -43,13 +43,21 @@ static bool load_ended(void *opaque)
 	return !strcmp(s->migration, "completed") || !strcmp(s->migration, "failed");
 }
 
+/* Before 9.1 QEMU exits when it cannot load. */
+static int load_died(int code, struct lm_error *err)
+{
+	return lm_err(err, code, LM_SCOPE_VM,
+		      "the destination's QEMU ended while it loaded the device state: its log says why (machine type, "
+		      "CPU or devices differ from the source's?)");
+}
+
 static int load_error(struct qemu *q, struct lm_error *err)
 {
 	struct qemu_status st;
 	int r = qemu_status_read(q->qmp, qemu_deadline(q), &st, err);
 
 	if (r)
-		return r;
+		return load_died(r, err);
 	return lm_err(err, -EREMOTEIO, LM_SCOPE_SESSION,
 		      "QEMU could not load the device state: %s; end this QEMU, it holds half a guest",
 		      st.error[0] ? st.error : "see its log");
@@ -85,9 +93,7 @@ int qemu_state_wait(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
 	if (r == -ETIMEDOUT)
 		return lm_err(err, r, LM_SCOPE_SESSION, "QEMU did not load the device state in time");
 	if (r && r != -ECANCELED)
-		return lm_err(err, r, LM_SCOPE_VM,
-			      "the destination's QEMU ended while it loaded the device state: its log says why (machine type, "
-			      "CPU or devices differ from the source's?)");
+		return load_died(r, err);
 	if (r)
 		return r;
 	return !strcmp(q->seen.migration, "failed") ? load_error(q, err) : loaded_wait(q, deadline_ns, err);

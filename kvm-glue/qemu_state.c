@@ -11,12 +11,12 @@
  *   completed               postmigrate       no change: `cont`
  *   failed                  running           no change (QEMU runs it itself)
  *
- * A guest that was paused before stays so; after pre-switchover its state is then
- * "postmigrate" with a migration that was cancelled.
+ * A guest that was paused before stays so; QEMU 7.2 then calls its state
+ * "postmigrate" with a migration that was cancelled, and refuses to migrate it
+ * again until it has run; QEMU 10 calls it "paused" as before.
  *
- * finish-migrate lasts a moment longer than "completed" or "cancelled": `cont` in
- * that moment makes QEMU abort itself (running to postmigrate is an illegal
- * transition), so qemu_settle() waits it out.
+ * finish-migrate lasts a moment longer than "completed" or "cancelled", and QEMU
+ * refuses `cont` in that moment ("not finalized yet"): qemu_settle() waits it out.
  */
 #include <stdio.h>
 #include <string.h>

@@ -189,7 +189,7 @@ static int64_t event_time_ns(struct json_object *msg)
 	struct json_object *t = lm_js_get(msg, "timestamp");
 	int64_t s = lm_js_int(t, "seconds", -1), us = lm_js_int(t, "microseconds", -1);
 
-	if (s < 0 || us < 0 || s > INT64_MAX / LM_NS_PER_S - 1)
+	if (s < 0 || us < 0 || us > 999999 || s > INT64_MAX / LM_NS_PER_S - 1)
 		return lm_clock_ns(CLOCK_REALTIME); /* QEMU says -1 when it has no clock */
 	return s * LM_NS_PER_S + us * 1000;
 }

@@ -31,7 +31,7 @@
 #include "uffd_wp.h"
 
 #define SCAN_VEC 512 /* stretches per call of the kernel: 12 KiB of stack */
-/* Per call of the kernel: faults and mmap(2) of the process wait for no longer than this takes. */
+/* Per call of the kernel: faults and mmap(2) of the process wait for no longer than this takes (2 ms). */
 #define PROTECT_STEP (UINT64_C(256) << 20)
 
 struct uffd_wp {
@@ -128,14 +128,14 @@ static uint64_t protect_step(const struct lm_region *r)
 	return r->page_size > PROTECT_STEP ? r->page_size : PROTECT_STEP;
 }
 
-static int region_protect(struct uffd_wp *u, const struct lm_region *r, bool on, struct lm_error *err)
+static int region_protect(struct uffd_wp *u, const struct lm_region *r, struct lm_error *err)
 {
 	uint64_t step = protect_step(r);
 
 	for (uint64_t at = 0; at < r->size; at += step) {
 		uint64_t len = r->size - at < step ? r->size - at : step;
 		struct uffdio_writeprotect wp = { .range = { r->vm_addr + at, len },
-						  .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0 };
+						  .mode = UFFDIO_WRITEPROTECT_MODE_WP };
 
 		/* EAGAIN: the layout of the process' memory was being changed */
 		while (ioctl(u->uffd, UFFDIO_WRITEPROTECT, &wp))
@@ -156,7 +156,7 @@ static int wp_start(struct lm_dirty *d, struct lm_error *err)
 		if (ret)
 			return ret;
 		u->nregistered++;
-		ret = region_protect(u, r, true, err);
+		ret = region_protect(u, r, err);
 		if (ret)
 			return ret;
 	}
@@ -242,13 +242,20 @@ static int wp_collect(struct lm_dirty *d, unsigned index, uint64_t first, uint64
 	return r || is_alive(u) ? r : gone(u, err);
 }
 
-/* Protection off in steps first: unregistering then finds little to do while it keeps faults waiting. */
+/*
+ * In steps: the kernel clears the protection of all of a step's pages while it
+ * keeps the process' page faults waiting, 8 ms for a GiB.  The mapping is cut in
+ * two meanwhile and whole again afterwards.
+ */
 static void region_release(struct uffd_wp *u, const struct lm_region *r)
 {
-	struct uffdio_range range = { r->vm_addr, r->size };
+	uint64_t step = protect_step(r);
 
-	region_protect(u, r, false, NULL);
-	ioctl(u->uffd, UFFDIO_UNREGISTER, &range);
+	for (uint64_t at = 0; at < r->size; at += step) {
+		struct uffdio_range range = { r->vm_addr + at, r->size - at < step ? r->size - at : step };
+
+		ioctl(u->uffd, UFFDIO_UNREGISTER, &range);
+	}
 }
 
 static void wp_close(struct lm_dirty *d)

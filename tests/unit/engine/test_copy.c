@@ -229,125 +229,204 @@ static void a_pause_does_not_save_up_bandwidth(void **state)
 
 /* ---- lanes that die ---- */
 
-/* So slow that no lane can do all of the work before the others have begun. */
-#define SHARED (100u << 20)
+/*
+ * Who takes which chunk is a matter of luck: on a busy machine a lane may get none,
+ * and then cannot die.  So these tests slow the lanes down, check the result in any
+ * case, and try again until what they are about has happened.
+ */
+#define SHARED (200u << 20)
+#define TRIES 50
 
-static void lane_dies(bool tcp, enum rig_fault fault, unsigned write)
+static void until_it_happens(bool (*attempt)(void))
 {
-	struct rig *g = rig_new(tcp);
+	for (unsigned i = 0; i < TRIES; i++)
+		if (attempt())
+			return;
+	fail_msg("no lane has died");
+}
+
+/* Copies everything with a lane that fails; the number of redos. */
+static int copy_with(struct rig *g, unsigned lane, enum rig_fault fault, unsigned write)
+{
+	int redos;
 
 	rig_fill(g, 4);
 	rig_reuse_dest(g, 5);
 	rig_all(g);
 	g->copier.max_bytes_per_s = SHARED;
-	g->fault[1] = fault;
-	g->fault_write[1] = write;
-	assert_copied(g, 1);
-	assert_int_equal(lm_copier_live_lanes(&g->copier), RIG_LANES - 1);
+	g->fault[lane] = fault;
+	g->fault_write[lane] = write;
+	redos = rig_copy(g, &err);
+	if (redos < 0)
+		fail_msg("%s", err.msg);
+	assert_true(rig_equal(g));
+	return redos;
+}
+
+static bool lane_dies(bool tcp, enum rig_fault fault, unsigned write)
+{
+	struct rig *g = rig_new(tcp);
+	int redos = copy_with(g, 1, fault, write);
+
+	assert_int_equal(lm_copier_live_lanes(&g->copier), RIG_LANES - redos);
 	rig_free(g);
+	return redos == 1;
+}
+
+static bool first_write_fails(void)
+{
+	return lane_dies(false, RIG_FAIL, 0);
+}
+
+static bool second_write_fails(void)
+{
+	return lane_dies(false, RIG_FAIL, 1);
+}
+
+static bool second_write_fails_over_tcp(void)
+{
+	return lane_dies(true, RIG_FAIL, 1);
 }
 
 static void pages_of_a_lane_that_failed_go_out_on_another(void **state)
 {
 	(void)state;
-	lane_dies(false, RIG_FAIL, 0);
-	lane_dies(false, RIG_FAIL, 1);
-	lane_dies(true, RIG_FAIL, 1);
+	until_it_happens(first_write_fails);
+	until_it_happens(second_write_fails);
+	until_it_happens(second_write_fails_over_tcp);
+}
+
+static bool all_is_lost(void)
+{
+	return lane_dies(false, RIG_LOSE, 0);
+}
+
+static bool half_is_lost_over_tcp(void)
+{
+	return lane_dies(true, RIG_LOSE, 1);
 }
 
 static void pages_that_a_lane_has_lost_in_flight_go_out_on_another(void **state)
 {
 	(void)state;
-	lane_dies(false, RIG_LOSE, 0);
-	lane_dies(true, RIG_LOSE, 1);
+	until_it_happens(all_is_lost);
+	until_it_happens(half_is_lost_over_tcp);
+}
+
+static bool mute_failure(void)
+{
+	return lane_dies(false, RIG_FAIL_MUTE, 0);
 }
 
 static void a_lane_that_fails_without_a_word_is_not_forgotten(void **state)
 {
 	(void)state;
-	lane_dies(false, RIG_FAIL_MUTE, 0);
+	until_it_happens(mute_failure);
+}
+
+static bool peer_hangs_up(void)
+{
+	return lane_dies(false, RIG_HANG_UP, 0);
 }
 
 static void a_lane_that_the_peer_has_closed_is_dropped(void **state)
 {
 	(void)state;
-	lane_dies(false, RIG_HANG_UP, 0);
+	until_it_happens(peer_hangs_up);
+}
+
+static bool nothing_moves(void)
+{
+	struct rig *g = rig_new(false);
+	int redos;
+
+	g->copier.stall_ns = 150 * LM_NS_PER_MS;
+	redos = copy_with(g, 0, RIG_FULL, 0);
+	assert_int_equal(g->copier.lanes[0].dead, redos == 1);
+	rig_free(g);
+	return redos == 1;
 }
 
 static void a_lane_on_which_nothing_moves_is_dropped(void **state)
 {
-	struct rig *g = rig_new(false);
-
 	(void)state;
-	rig_fill(g, 6);
-	rig_all(g);
-	g->copier.max_bytes_per_s = SHARED;
-	g->copier.stall_ns = 150 * LM_NS_PER_MS;
-	g->fault[0] = RIG_FULL;
-	assert_copied(g, 1);
-	assert_false(g->copier.lanes[1].dead);
-	assert_true(g->copier.lanes[0].dead);
+	until_it_happens(nothing_moves);
+}
+
+static bool lane_is_dropped_and_comes_back(void)
+{
+	struct rig *g = rig_new(false);
+	int redos = copy_with(g, 2, RIG_LOSE, 0);
+	uint64_t pages = g->written_pages[2];
+
+	g->fault[2] = RIG_OK;
+	rig_fill(g, 8);
+	assert_copied(g, 0);
+	if (redos)
+		assert_int_equal(g->written_pages[2], pages);
 	rig_free(g);
+	return redos == 1;
 }
 
 static void a_dropped_lane_is_not_used_again(void **state)
 {
-	struct rig *g = rig_new(false);
-	uint64_t pages;
-
 	(void)state;
-	rig_fill(g, 7);
-	rig_all(g);
-	g->copier.max_bytes_per_s = SHARED;
-	g->fault[2] = RIG_LOSE;
-	assert_copied(g, 1);
-	g->fault[2] = RIG_OK;
-	pages = g->written_pages[2];
-	rig_fill(g, 8);
-	assert_copied(g, 0);
-	assert_int_equal(g->written_pages[2], pages);
-	rig_free(g);
+	until_it_happens(lane_is_dropped_and_comes_back);
 }
 
-static void two_lanes_may_die_one_after_the_other(void **state)
+/* Lane 0 loses its pages, lane 1 loses them again. */
+static bool two_die_in_turn(void)
 {
 	struct rig *g = rig_new(false);
 	uint64_t dropped;
+	int r;
 
-	(void)state;
 	rig_fill(g, 9);
 	rig_reuse_dest(g, 10);
 	rig_all(g);
 	g->copier.max_bytes_per_s = SHARED;
 	g->fault[0] = RIG_LOSE;
 	lm_copier_start(&g->copier, &g->todo, &g->holes);
-	assert_int_equal(lm_copier_finish(&g->copier, &dropped, &err), 1);
-	assert_int_equal(dropped, 1);
-	g->fault[1] = RIG_LOSE;
-	lm_transport_shut(g->source, 0);
-	lm_transport_shut(g->dest, 0);
-	lm_copier_redo(&g->copier, dropped, &g->lost);
-	assert_int_equal(lm_copier_finish(&g->copier, &dropped, &err), 1);
-	assert_int_equal(dropped, 2);
-	lm_copier_redo(&g->copier, dropped, &g->lost);
-	assert_int_equal(lm_copier_finish(&g->copier, &dropped, &err), 0);
+	r = lm_copier_finish(&g->copier, &dropped, &err);
+	if (r == 1) {
+		assert_int_equal(dropped, 1);
+		g->fault[1] = RIG_LOSE;
+		lm_copier_redo(&g->copier, dropped, &g->lost);
+		r = lm_copier_finish(&g->copier, &dropped, &err);
+	}
+	if (r == 1) {
+		assert_int_equal(dropped, 2);
+		lm_copier_redo(&g->copier, dropped, &g->lost);
+		assert_int_equal(lm_copier_finish(&g->copier, &dropped, &err), 0);
+	}
 	assert_true(rig_equal(g));
-	assert_int_equal(lm_copier_live_lanes(&g->copier), 1);
+	r = lm_copier_live_lanes(&g->copier) == 1;
 	rig_free(g);
+	return r;
+}
+
+static void two_lanes_may_die_one_after_the_other(void **state)
+{
+	(void)state;
+	until_it_happens(two_die_in_turn);
+}
+
+static bool two_die_at_once(void)
+{
+	struct rig *g = rig_new(false);
+	int redos;
+
+	g->fault[0] = RIG_FAIL;
+	redos = copy_with(g, 2, RIG_LOSE, 0);
+	redos = redos == 1 && lm_copier_live_lanes(&g->copier) == 1;
+	rig_free(g);
+	return redos;
 }
 
 static void lanes_may_die_in_the_same_job(void **state)
 {
-	struct rig *g = rig_new(false);
-
 	(void)state;
-	rig_fill(g, 11);
-	rig_all(g);
-	g->copier.max_bytes_per_s = SHARED;
-	g->fault[0] = RIG_FAIL;
-	g->fault[2] = RIG_LOSE;
-	assert_copied(g, 1);
-	rig_free(g);
+	until_it_happens(two_die_at_once);
 }
 
 static void a_zero_that_replaces_what_a_dropped_lane_has_placed_goes_out(void **state)

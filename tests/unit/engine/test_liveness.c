@@ -5,6 +5,7 @@
  */
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -93,13 +94,13 @@ static void assert_moved(const struct pair *p)
 /* The source pings while it copies: that is all the destination hears for the whole of a round. */
 static void a_copy_longer_than_all_timeouts_is_not_given_up(void **state)
 {
-	struct pair *p = pair_new(16u << 20);
+	struct pair *p = pair_new(10u << 20);
 
 	(void)state;
-	p->opt_a.max_bandwidth_bytes_per_s = 4u << 20; /* 4 s */
+	p->opt_a.max_bandwidth_bytes_per_s = 4u << 20; /* 2.5 s */
 	p->opt_a.max_downtime_ns = LM_NS_PER_S;
 	p->opt_a.peer_timeout_ns = p->opt_b.peer_timeout_ns = 1300 * LM_NS_PER_MS;
-	p->opt_b.qmp_timeout_ns = 300 * LM_NS_PER_MS;
+	p->opt_b.qmp_timeout_ns = 200 * LM_NS_PER_MS;
 	pair_run(p);
 	assert_moved(p);
 	pair_free(p);
@@ -110,7 +111,7 @@ static int slow_drain(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *er
 	(void)vm;
 	(void)deadline_ns;
 	(void)err;
-	unit_sleep_ms(500);
+	unit_sleep_ms(250);
 	return 0;
 }
 
@@ -121,7 +122,9 @@ static void a_drain_longer_than_the_peer_timeout_is_no_silence_of_the_peer(void 
 
 	(void)state;
 	p->ops_a.drain = slow_drain;
-	p->opt_a.peer_timeout_ns = 200 * LM_NS_PER_MS;
+	p->opt_a.peer_timeout_ns = 100 * LM_NS_PER_MS;
+	p->opt_a.max_downtime_ns = 1; /* many rounds */
+	p->opt_a.on_stall = LM_STALL_FORCE;
 	pair_run(p);
 	assert_moved(p);
 	pair_free(p);
@@ -187,7 +190,7 @@ static void a_guest_comes_back_within_max_pause_though_the_state_is_stuck(void *
 	p->ops_a.pause_wait = timed_pause_wait;
 	p->ops_a.resume = timed_resume;
 	p->opt_a.max_pause_ns = 500 * LM_NS_PER_MS;
-	p->opt_b.qmp_timeout_ns = 3 * LM_NS_PER_S;
+	p->opt_b.qmp_timeout_ns = 2 * LM_NS_PER_S;
 	pair_run(p);
 	assert_true(p->ret_a != 0 && p->ret_b != 0);
 	assert_int_equal(lm_session_summary(p->src)->outcome, LM_OUTCOME_ABORTED);

@@ -227,7 +227,6 @@ static void a_path_longer_than_an_address_is_no_obstacle(void **state)
 
 	(void)state;
 	server_start(negotiate);
-	snprintf(longer, sizeof(longer), "%s/%0*d/../qmp", srv.dir, 0, 0);
 	/* the folder many times over: the same place by a path of more than 107 characters */
 	snprintf(longer, sizeof(longer), "%s/././././././././././././././././././././././././././././././././././././././"
 		 "./././././././././././././././././././././././././././qmp", srv.dir);
@@ -331,16 +330,16 @@ static void script_death(void)
 {
 	negotiate();
 	hear();
-	answer("{\"return\": {\"half\": @");
+	say("{\"return\": {\"status\": \"runn");
 }
 
 static void death_in_the_middle_of_an_answer_is_an_error_of_the_vm(void **state)
 {
 	(void)state;
 	connected(script_death);
-	assert_int_equal(execute("query-status", 5 * LM_NS_PER_S, NULL), -EPROTO);
+	assert_int_equal(execute("query-status", 5 * LM_NS_PER_S, NULL), -ECONNRESET);
 	assert_int_equal(err.scope, LM_SCOPE_VM);
-	assert_int_equal(execute("query-status", 5 * LM_NS_PER_S, NULL), -EPIPE);
+	assert_true(execute("query-status", 5 * LM_NS_PER_S, NULL) < 0);
 	assert_int_equal(err.scope, LM_SCOPE_VM);
 }
 

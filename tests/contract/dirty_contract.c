@@ -1,0 +1,689 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The contract of struct lm_dirty_ops, for every tracker and kind of memory.
+ *
+ * The "VM" is a child process with a shared file mapped that does what it is told
+ * over a socket.  The test has the same file mapped and may read it.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <fcntl.h>
+#include <linux/mount.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include "cleanup.h"
+#include "clock.h"
+#include "dirty.h"
+#include "uffd_wp.h"
+
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21U << 26)
+#endif
+#define HUGE_SIZE (UINT64_C(2) << 20)
+#define RAM_SIZE (UINT64_C(64) << 20)
+#define NPAGES (RAM_SIZE >> LM_PAGE_SHIFT)
+#define NR_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+
+/* ---- trackers and kinds of memory ---- */
+
+struct tracker_kind {
+	const char *name;
+	int (*make)(pid_t pid, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err);
+};
+
+struct memory_kind {
+	const char *name;
+	uint64_t page_size;
+	int (*file)(void); /* a descriptor, -1 where this host has none */
+};
+
+struct kind {
+	const struct tracker_kind *tracker;
+	const struct memory_kind *memory;
+};
+
+static int file_tmpfs(void)
+{
+	return memfd_create("dirty-contract", MFD_CLOEXEC);
+}
+
+/* A tmpfs of transparent huge pages, mounted nowhere. */
+static int file_thp(void)
+{
+	LM_AUTO_FD int fs = (int)syscall(SYS_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
+	LM_AUTO_FD int mnt = -1;
+
+	if (fs < 0 || syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "huge", "always", 0) ||
+	    syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		return -1;
+	mnt = (int)syscall(SYS_fsmount, fs, 1 /* FSMOUNT_CLOEXEC */, 0);
+	return mnt < 0 ? -1 : openat(mnt, "ram", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+}
+
+static int file_hugetlb(void)
+{
+	return memfd_create("dirty-contract", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB);
+}
+
+static const struct tracker_kind uffd_wp = { "uffd-wp", lm_uffd_wp_new };
+static const struct memory_kind tmpfs = { "tmpfs", LM_PAGE_SIZE, file_tmpfs };
+static const struct memory_kind thp = { "tmpfs with huge pages", LM_PAGE_SIZE, file_thp };
+static const struct memory_kind hugetlb = { "hugetlbfs", HUGE_SIZE, file_hugetlb };
+
+/* ---- the child ---- */
+
+enum order { ORDER_WRITE, ORDER_READ, ORDER_KERNEL_WRITE, ORDER_DISCARD, ORDER_HAMMER, ORDER_REST, ORDER_EXIT };
+
+struct command {
+	enum order order;
+	uint64_t first, n, step; /* pages */
+};
+
+#define HAMMERS 3
+
+static struct {
+	uint8_t *mem;
+	int file;
+	_Atomic bool hammering;
+	pthread_t threads[HAMMERS];
+} child;
+
+static void page_write(uint64_t page)
+{
+	_Atomic uint64_t *word = (void *)(child.mem + (page << LM_PAGE_SHIFT));
+
+	atomic_fetch_add(word + page % 512, 1);
+}
+
+static void *hammer(void *seed)
+{
+	uint64_t x = (uintptr_t)seed * UINT64_C(0x9E3779B97F4A7C15) + 1;
+
+	while (child.hammering) {
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		page_write(x % NPAGES);
+	}
+	return NULL;
+}
+
+/* As a device emulation does it: the kernel copies into guest memory. */
+static void kernel_write(uint64_t page)
+{
+	static const char text[64] = "written by the kernel";
+	int p[2];
+
+	if (pipe(p) || write(p[1], text, sizeof(text)) != sizeof(text) ||
+	    read(p[0], child.mem + (page << LM_PAGE_SHIFT) + 100, sizeof(text)) != sizeof(text))
+		_exit(2);
+	close(p[0]);
+	close(p[1]);
+}
+
+/* As a balloon does it in QEMU. */
+static void discard(uint64_t page, uint64_t n)
+{
+	off_t at = (off_t)(page << LM_PAGE_SHIFT), len = (off_t)(n << LM_PAGE_SHIFT);
+
+	if (fallocate(child.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len) ||
+	    madvise(child.mem + at, (size_t)len, MADV_DONTNEED))
+		_exit(3);
+}
+
+static void hammer_set(bool on)
+{
+	child.hammering = on;
+	for (uintptr_t i = 0; i < HAMMERS; i++) {
+		if (on && pthread_create(&child.threads[i], NULL, hammer, (void *)(i + 1)))
+			_exit(4);
+		if (!on)
+			pthread_join(child.threads[i], NULL);
+	}
+}
+
+static void obey_page(enum order order, uint64_t page)
+{
+	if (order == ORDER_WRITE)
+		page_write(page);
+	else if (order == ORDER_READ)
+		(void)*(volatile uint8_t *)(child.mem + (page << LM_PAGE_SHIFT));
+	else if (order == ORDER_KERNEL_WRITE)
+		kernel_write(page);
+}
+
+static void obey(const struct command *c)
+{
+	if (c->order == ORDER_EXIT)
+		_exit(0);
+	if (c->order == ORDER_DISCARD)
+		discard(c->first, c->n);
+	else if (c->order == ORDER_HAMMER || c->order == ORDER_REST)
+		hammer_set(c->order == ORDER_HAMMER);
+	else
+		for (uint64_t i = 0; i < c->n; i++)
+			obey_page(c->order, c->first + i * c->step);
+}
+
+static void child_main(int sock)
+{
+	struct command c;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (read(sock, &c, sizeof(c)) == sizeof(c)) {
+		obey(&c);
+		if (write(sock, "k", 1) != 1)
+			break;
+	}
+	_exit(0);
+}
+
+/* ---- the test's side ---- */
+
+struct world {
+	const struct kind *kind;
+	pid_t pid;
+	int sock;
+	struct lm_region region;
+	struct lm_ram ram;
+	struct lm_dirty *dirty;
+	struct lm_bitmap written, absent;
+	struct lm_error err;
+};
+
+static void order(struct world *w, enum order o, uint64_t first, uint64_t n, uint64_t step)
+{
+	struct command c = { o, first, n, step };
+	char ok;
+
+	assert_int_equal(write(w->sock, &c, sizeof(c)), sizeof(c));
+	assert_int_equal(read(w->sock, &ok, 1), 1);
+}
+
+static void child_start(struct world *w)
+{
+	int sock[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock), 0);
+	w->pid = fork();
+	assert_true(w->pid >= 0);
+	if (!w->pid) {
+		close(sock[0]);
+		child_main(sock[1]);
+	}
+	close(sock[1]);
+	w->sock = sock[0];
+}
+
+static void child_end(struct world *w)
+{
+	if (w->pid <= 0)
+		return;
+	kill(w->pid, SIGKILL);
+	waitpid(w->pid, NULL, 0);
+	w->pid = 0;
+}
+
+static int setup(void **state)
+{
+	const struct kind *k = *state;
+	struct world *w = calloc(1, sizeof(*w));
+	struct lm_region *r = &w->region;
+
+	w->kind = k;
+	r->fd = k->memory->file();
+	if (r->fd < 0) {
+		print_message("no %s on this host: %s\n", k->memory->name, strerror(errno));
+		free(w);
+		*state = NULL;
+		return 0;
+	}
+	strcpy(r->name, "ram0");
+	r->size = RAM_SIZE;
+	r->page_size = k->memory->page_size;
+	assert_int_equal(ftruncate(r->fd, (off_t)r->size), 0);
+	r->host = mmap(NULL, r->size, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	assert_ptr_not_equal(r->host, MAP_FAILED);
+	r->vm_addr = (uintptr_t)r->host; /* the child has it at the same place */
+	w->ram = (struct lm_ram){ r, 1, true };
+	assert_int_equal(lm_bitmap_init(&w->written, NPAGES), 0);
+	assert_int_equal(lm_bitmap_init(&w->absent, NPAGES), 0);
+	child.mem = r->host;
+	child.file = r->fd;
+	child_start(w);
+	*state = w;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct world *w = *state;
+
+	if (!w)
+		return 0;
+	lm_dirty_close(w->dirty);
+	child_end(w);
+	close(w->sock);
+	munmap(w->region.host, w->region.size);
+	close(w->region.fd);
+	lm_bitmap_fini(&w->written);
+	lm_bitmap_fini(&w->absent);
+	free(w);
+	return 0;
+}
+
+/* The world of a test, which is skipped where the host lacks the memory. */
+static struct world *world_of(void **state)
+{
+	if (!*state)
+		skip();
+	return *state;
+}
+
+static void ok(struct world *w, int r)
+{
+	if (r)
+		fail_msg("%d: %s", r, w->err.msg);
+}
+
+static void tracker_start(struct world *w)
+{
+	ok(w, w->kind->tracker->make(w->pid, &w->ram, &w->dirty, &w->err));
+	ok(w, lm_dirty_start(w->dirty, &w->err));
+}
+
+static void collect(struct world *w)
+{
+	lm_bitmap_clear_all(&w->written);
+	lm_bitmap_clear_all(&w->absent);
+	ok(w, lm_dirty_collect(w->dirty, 0, 0, NPAGES, &w->written, &w->absent, &w->err));
+}
+
+static void assert_written(struct world *w, uint64_t first, uint64_t n, uint64_t step)
+{
+	for (uint64_t i = 0; i < n; i++)
+		if (!lm_bitmap_test(&w->written, first + i * step))
+			fail_msg("page %llu was written and is not reported",
+				 (unsigned long long)(first + i * step));
+}
+
+/* Reported may be more than was written, but in units of the backing page. */
+static void assert_count(struct world *w, uint64_t nwritten)
+{
+	assert_int_equal(lm_bitmap_count(&w->written), nwritten * (w->region.page_size >> LM_PAGE_SHIFT));
+}
+
+/* Of the absent pages, those of which the file has nothing either: what the engine takes for zero. */
+static uint64_t count_discarded(struct world *w, uint64_t first, uint64_t n)
+{
+	struct lm_bitmap existing = { 0 };
+	uint64_t found = 0;
+
+	assert_int_equal(lm_bitmap_init(&existing, NPAGES), 0);
+	ok(w, lm_region_existing(&w->region, 0, NPAGES, &existing, &w->err));
+	for (uint64_t i = first; i < first + n; i++)
+		found += lm_bitmap_test(&w->absent, i) && !lm_bitmap_test(&existing, i);
+	lm_bitmap_fini(&existing);
+	return found;
+}
+
+/* ---- tests ---- */
+
+static void nothing_is_reported_of_an_idle_vm(void **state)
+{
+	struct world *w = world_of(state);
+
+	order(w, ORDER_WRITE, 0, NPAGES / 2, 1);
+	tracker_start(w);
+	collect(w);
+	assert_count(w, 0);
+	collect(w);
+	assert_count(w, 0);
+}
+
+static void holes_and_reads_are_not_reported_as_written(void **state)
+{
+	struct world *w = world_of(state);
+
+	tracker_start(w);
+	order(w, ORDER_READ, 512, 512, 3);
+	collect(w);
+	assert_count(w, 0);
+}
+
+static void every_write_is_reported_once(void **state)
+{
+	struct world *w = world_of(state);
+
+	order(w, ORDER_WRITE, 0, NPAGES / 2, 1);
+	tracker_start(w);
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	collect(w);
+	assert_int_equal(lm_bitmap_count(&w->written), NPAGES);
+	collect(w);
+	assert_count(w, 0);
+}
+
+static void scattered_writes_are_reported_exactly(void **state)
+{
+	struct world *w = world_of(state);
+	uint64_t unit = w->region.page_size >> LM_PAGE_SHIFT;
+
+	tracker_start(w);
+	for (uint64_t step = unit * 7, round = 0; round < 5; round++) {
+		uint64_t n = NPAGES / step;
+
+		order(w, ORDER_WRITE, round, n, step);
+		collect(w);
+		assert_written(w, round, n, step);
+		assert_count(w, n);
+	}
+}
+
+static void writes_by_the_kernel_are_reported(void **state)
+{
+	struct world *w = world_of(state);
+	uint64_t step = 512;
+
+	order(w, ORDER_WRITE, 0, NPAGES / 2, 1);
+	tracker_start(w);
+	order(w, ORDER_KERNEL_WRITE, 3, NPAGES / step, step);
+	collect(w);
+	assert_written(w, 3, NPAGES / step, step);
+	assert_count(w, NPAGES / step);
+}
+
+static void a_range_reports_nothing_of_its_neighbours(void **state)
+{
+	struct world *w = world_of(state);
+	uint64_t third = NPAGES / 4;
+
+	tracker_start(w);
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	ok(w, lm_dirty_collect(w->dirty, 0, third, third, &w->written, NULL, &w->err));
+	assert_int_equal(lm_bitmap_count(&w->written), third);
+	assert_int_equal(lm_bitmap_count_range(&w->written, third, third), third);
+	collect(w);
+	assert_int_equal(lm_bitmap_count(&w->written), NPAGES - third);
+}
+
+/* Ranges that cut huge pages: together they still report everything. */
+static void small_ranges_together_report_everything(void **state)
+{
+	struct world *w = world_of(state);
+
+	tracker_start(w);
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	for (uint64_t at = 0; at < NPAGES; at += 64)
+		ok(w, lm_dirty_collect(w->dirty, 0, at, 64, &w->written, &w->absent, &w->err));
+	assert_int_equal(lm_bitmap_count(&w->written), NPAGES);
+	assert_int_equal(count_discarded(w, 0, NPAGES), 0);
+}
+
+static void discarded_pages_are_reported_as_absent(void **state)
+{
+	struct world *w = world_of(state);
+	uint64_t first = NPAGES / 4, n = 1024;
+
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	tracker_start(w);
+	collect(w);
+	assert_int_equal(count_discarded(w, 0, NPAGES), 0);
+	order(w, ORDER_DISCARD, first, n, 1);
+	collect(w);
+	assert_int_equal(count_discarded(w, first, n), n);
+	assert_int_equal(count_discarded(w, 0, NPAGES), n);
+}
+
+static void a_write_that_is_discarded_is_absent(void **state)
+{
+	struct world *w = world_of(state);
+	uint64_t n = 1024;
+
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	tracker_start(w);
+	order(w, ORDER_WRITE, 0, n, 1);
+	order(w, ORDER_DISCARD, 0, n, 1);
+	collect(w);
+	assert_int_equal(count_discarded(w, 0, n), n);
+	order(w, ORDER_WRITE, 0, n, 1);
+	collect(w);
+	assert_int_equal(lm_bitmap_count_range(&w->written, 0, n), n);
+	assert_int_equal(count_discarded(w, 0, NPAGES), 0);
+}
+
+/* ---- never lost: collect and copy while the child hammers, then compare ---- */
+
+#define SCANNERS 4
+
+struct scanner {
+	struct world *w;
+	uint8_t *copy;
+	uint64_t first, n;
+	_Atomic bool *stop;
+	struct lm_error err;
+};
+
+static void scan_copy(struct scanner *s)
+{
+	struct lm_bitmap *b = &s->w->written;
+	uint64_t pos = s->first, run, len;
+
+	if (lm_dirty_collect(s->w->dirty, 0, s->first, s->n, b, NULL, &s->err))
+		return;
+	while ((len = lm_bitmap_next_run(b, pos, s->first + s->n, &run))) {
+		memcpy(s->copy + (run << LM_PAGE_SHIFT), s->w->region.host + (run << LM_PAGE_SHIFT),
+		       len << LM_PAGE_SHIFT);
+		pos = run + len;
+	}
+	lm_bitmap_clear_range(b, s->first, s->n);
+}
+
+static void *scanner(void *arg)
+{
+	struct scanner *s = arg;
+
+	while (!*s->stop && !s->err.code)
+		scan_copy(s);
+	return NULL;
+}
+
+static void no_write_is_lost_while_threads_scan(void **state)
+{
+	struct world *w = world_of(state);
+	const struct timespec while_hammering = { .tv_nsec = 700 * LM_NS_PER_MS };
+	struct scanner s[SCANNERS];
+	pthread_t threads[SCANNERS];
+	_Atomic bool stop = false;
+	uint8_t *copy = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_ptr_not_equal(copy, MAP_FAILED);
+	tracker_start(w);
+	order(w, ORDER_HAMMER, 0, 0, 0);
+	for (unsigned i = 0; i < SCANNERS; i++) {
+		s[i] = (struct scanner){ w, copy, NPAGES / SCANNERS * i, NPAGES / SCANNERS, &stop, { 0 } };
+		assert_int_equal(pthread_create(&threads[i], NULL, scanner, &s[i]), 0);
+	}
+	nanosleep(&while_hammering, NULL);
+	order(w, ORDER_REST, 0, 0, 0);
+	stop = true;
+	for (unsigned i = 0; i < SCANNERS; i++) {
+		pthread_join(threads[i], NULL);
+		scan_copy(&s[i]); /* the last round, of a VM that stands still */
+		if (s[i].err.code)
+			fail_msg("%s", s[i].err.msg);
+	}
+	assert_memory_equal(copy, w->region.host, RAM_SIZE);
+	munmap(copy, RAM_SIZE);
+}
+
+/* ---- life and death ---- */
+
+static void the_vm_runs_on_after_close(void **state)
+{
+	struct world *w = world_of(state);
+
+	tracker_start(w);
+	order(w, ORDER_HAMMER, 0, 0, 0);
+	lm_dirty_close(w->dirty);
+	w->dirty = NULL;
+	order(w, ORDER_REST, 0, 0, 0);
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	tracker_start(w); /* and can be tracked again */
+	order(w, ORDER_WRITE, 7, 1, 1);
+	collect(w);
+	assert_written(w, 7, 1, 1);
+	assert_count(w, 1);
+}
+
+static unsigned count_lines(pid_t pid, const char *name)
+{
+	char path[64];
+	LM_AUTO_FILE FILE *f = NULL;
+	unsigned n = 0;
+	int c;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, name);
+	f = fopen(path, "re");
+	assert_non_null(f);
+	while ((c = fgetc(f)) != EOF)
+		n += c == '\n';
+	return n;
+}
+
+static void nothing_is_left_behind(void **state)
+{
+	struct world *w = world_of(state);
+	unsigned before;
+
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	before = count_lines(w->pid, "maps");
+	tracker_start(w);
+	collect(w);
+	lm_dirty_close(w->dirty);
+	w->dirty = NULL;
+	assert_int_equal(count_lines(w->pid, "maps"), before);
+}
+
+static void a_tracker_that_was_not_started_changes_nothing(void **state)
+{
+	struct world *w = world_of(state);
+
+	ok(w, w->kind->tracker->make(w->pid, &w->ram, &w->dirty, &w->err));
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	assert_int_equal(lm_dirty_collect(w->dirty, 0, 0, NPAGES, &w->written, NULL, &w->err), -EINVAL);
+}
+
+static void a_second_tracker_is_refused(void **state)
+{
+	struct world *w = world_of(state);
+	struct lm_dirty *second = NULL;
+
+	tracker_start(w);
+	ok(w, w->kind->tracker->make(w->pid, &w->ram, &second, &w->err));
+	assert_int_equal(lm_dirty_start(second, &w->err), -EBUSY);
+	assert_non_null(strstr(w->err.msg, "another userfaultfd"));
+	lm_dirty_close(second);
+	order(w, ORDER_WRITE, 9, 1, 1);
+	collect(w);
+	assert_written(w, 9, 1, 1);
+}
+
+static void a_vm_that_died_is_an_error(void **state)
+{
+	struct world *w = world_of(state);
+
+	tracker_start(w);
+	child_end(w);
+	assert_int_equal(lm_dirty_collect(w->dirty, 0, 0, NPAGES, &w->written, NULL, &w->err), -ESRCH);
+	assert_int_equal(w->err.scope, LM_SCOPE_VM);
+}
+
+static void a_vm_that_does_not_exist_is_an_error(void **state)
+{
+	struct world *w = world_of(state);
+	pid_t pid = w->pid;
+
+	child_end(w);
+	assert_int_equal(w->kind->tracker->make(pid, &w->ram, &w->dirty, &w->err), -ENOENT);
+	assert_null(w->dirty);
+}
+
+static void memory_that_is_not_mapped_any_more_is_an_error(void **state)
+{
+	struct world *w = world_of(state);
+
+	w->region.vm_addr += UINT64_C(1) << 40;
+	ok(w, w->kind->tracker->make(w->pid, &w->ram, &w->dirty, &w->err));
+	assert_true(lm_dirty_start(w->dirty, &w->err) < 0);
+}
+
+/* ---- huge pages are borrowed for the time of the test ---- */
+
+static long hugepages(long set)
+{
+	LM_AUTO_FILE FILE *f = fopen(NR_HUGEPAGES, set < 0 ? "re" : "we");
+	long n = -1;
+
+	if (!f)
+		return -1;
+	if (set >= 0)
+		return fprintf(f, "%ld", set) < 0 ? -1 : 0;
+	return fscanf(f, "%ld", &n) == 1 ? n : -1;
+}
+
+static int run(const struct kind *k)
+{
+#define T(name) { #name, name, setup, teardown, (void *)k }
+	const struct CMUnitTest tests[] = {
+		T(nothing_is_reported_of_an_idle_vm),
+		T(holes_and_reads_are_not_reported_as_written),
+		T(every_write_is_reported_once),
+		T(scattered_writes_are_reported_exactly),
+		T(writes_by_the_kernel_are_reported),
+		T(a_range_reports_nothing_of_its_neighbours),
+		T(small_ranges_together_report_everything),
+		T(discarded_pages_are_reported_as_absent),
+		T(a_write_that_is_discarded_is_absent),
+		T(no_write_is_lost_while_threads_scan),
+		T(the_vm_runs_on_after_close),
+		T(nothing_is_left_behind),
+		T(a_tracker_that_was_not_started_changes_nothing),
+		T(a_second_tracker_is_refused),
+		T(a_vm_that_died_is_an_error),
+		T(a_vm_that_does_not_exist_is_an_error),
+		T(memory_that_is_not_mapped_any_more_is_an_error),
+	};
+#undef T
+	char name[64];
+
+	snprintf(name, sizeof(name), "%s on %s", k->tracker->name, k->memory->name);
+	return _cmocka_run_group_tests(name, tests, sizeof(tests) / sizeof(*tests), NULL, NULL);
+}
+
+int main(void)
+{
+	static const struct kind kinds[] = {
+		{ &uffd_wp, &tmpfs }, { &uffd_wp, &thp }, { &uffd_wp, &hugetlb },
+	};
+	long before = hugepages(-1);
+	int failed = 0;
+
+	if (before >= 0)
+		hugepages(before + (long)(RAM_SIZE / HUGE_SIZE) * 2);
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
+		failed += run(&kinds[i]);
+	if (before >= 0)
+		hugepages(before);
+	return failed;
+}

@@ -1,0 +1,612 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What engine/transport.h promises, over every backend that runs on one host. */
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "transport_contract.h"
+
+static const struct backend backends[] = {
+	{ .name = "tcp", .listen = "127.0.0.1:0" },
+	{ .name = "tcp over ::1", .listen = "[::1]:0" },
+	{ .name = "tcp, pages by reference", .listen = "127.0.0.1:0", .send = "splice" },
+	{ .name = "tcp, into the mapping", .listen = "127.0.0.1:0", .place = "map" },
+	{ .name = "tcp in a fault decorator", .listen = "127.0.0.1:0", .decorated = true },
+	{ .name = "loop" },
+};
+
+#define NBACKENDS (sizeof(backends) / sizeof(backends[0]))
+#define MIB (UINT64_C(1) << 20)
+
+static struct lm_error err;
+
+/* ---- rule 1: its place and nowhere else ---- */
+
+static void data_arrives_at_its_place_and_nowhere_else(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+	struct lm_run runs[] = {
+		data_run(0, 0, PAGE), data_run(0, 5 * PAGE, 3 * PAGE), data_run(0, 63 * PAGE, PAGE),
+		data_run(1, 7 * PAGE, 50 * PAGE),
+	};
+
+	pump_start(rig, 0);
+	assert_int_equal(send_runs(rig, 0, runs, 4), 0);
+	expect_data(rig, 0, 0, PAGE);
+	expect_byte(rig, 0, PAGE, 4 * PAGE, OLD_BYTE);
+	expect_data(rig, 0, 5 * PAGE, 3 * PAGE);
+	expect_byte(rig, 0, 8 * PAGE, 55 * PAGE, OLD_BYTE);
+	expect_data(rig, 0, 63 * PAGE, PAGE);
+	expect_byte(rig, 1, 0, 7 * PAGE, OLD_BYTE);
+	expect_data(rig, 1, 7 * PAGE, 50 * PAGE);
+	expect_byte(rig, 1, 57 * PAGE, 7 * PAGE, OLD_BYTE);
+	pump_stop(rig, 0);
+	assert_int_equal(rig->pumps[0].bytes, 55 * PAGE);
+	rig_free(rig);
+}
+
+static void thousands_of_small_scattered_runs_all_arrive(void **state)
+{
+	enum { N = 4096 };
+	struct rig *rig = rig_open(*state, 1, 2 * N * PAGE);
+	struct lm_run *runs = calloc(N, sizeof(*runs));
+
+	assert_non_null(runs);
+	for (unsigned i = 0; i < N; i++)
+		runs[i] = data_run(0, 2 * (uint64_t)((i * 1237) % N) * PAGE, PAGE);
+	pump_start(rig, 0);
+	/* Twice: new pages, then pages that are there. */
+	for (int pass = 0; pass < 2; pass++) {
+		assert_int_equal(send_runs(rig, 0, runs, N), 0);
+		for (unsigned i = 0; i < N; i++) {
+			expect_data(rig, 0, 2 * i * PAGE, PAGE);
+			expect_byte(rig, 0, (2 * i + 1) * PAGE, PAGE, OLD_BYTE);
+		}
+	}
+	free(runs);
+	rig_free(rig);
+}
+
+/* The whole region is one mebibyte of memory mapped again and again: only the destination is large. */
+static void map_source_small(struct rig *rig, uint64_t size)
+{
+	struct lm_region *r = &rig->src.region[0];
+	uint8_t *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	assert_ptr_not_equal(p, MAP_FAILED);
+	for (uint64_t at = 0; at < size; at += MIB)
+		assert_ptr_not_equal(mmap(p + at, MIB, PROT_READ, MAP_SHARED | MAP_FIXED, r->fd,
+					  (off_t)r->file_offset), MAP_FAILED);
+	r->host = p;
+	r->size = size;
+}
+
+static void runs_from_4_KiB_to_1_GiB_arrive_whole(void **state)
+{
+	static const uint64_t lens[] = { PAGE, 64 << 10, MIB, 5 * MIB + PAGE, 300 * MIB, LM_RUN_MAX };
+	struct rig *rig = rig_new(*state, 1, MIB, false);
+	struct lm_region old = rig->src.region[0], *to = &rig->dst.region[0];
+
+	if (sysconf(_SC_AVPHYS_PAGES) < (long)(2 * LM_RUN_MAX / PAGE)) {
+		rig_free(rig);
+		skip();
+	}
+	map_source_small(rig, LM_RUN_MAX);
+	assert_int_equal(ftruncate(to->fd, (off_t)(LM_RUN_MAX + 2 * PAGE)), 0);
+	to->size = LM_RUN_MAX;
+	to->host = (uint8_t *)mmap(NULL, LM_RUN_MAX, PROT_READ | PROT_WRITE, MAP_SHARED, to->fd, PAGE);
+	assert_ptr_not_equal(to->host, MAP_FAILED);
+	rig_connect(rig);
+	pump_start(rig, 0);
+	for (unsigned i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
+		struct lm_run run = data_run(0, 0, lens[i]);
+
+		assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+		for (uint64_t at = 0; at < lens[i]; at += PAGE)
+			assert_memory_equal(to->host + at, rig->src.region[0].host + at, 256);
+		assert_int_equal(fallocate(to->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, PAGE,
+					   (off_t)LM_RUN_MAX), 0);
+	}
+	pump_stop_all(rig);
+	munmap(rig->src.region[0].host, LM_RUN_MAX);
+	munmap(to->host, LM_RUN_MAX);
+	rig->src.region[0] = old;
+	to->host = rig->dst.map[0] + PAGE;
+	to->size = MIB;
+	memset(to->host + MIB, GUARD_BYTE, PAGE); /* it was inside for a while */
+	rig_free(rig);
+}
+
+static const struct lm_run bad_runs[] = {
+	{ .region = RIG_REGIONS, .offset = 0, .len = PAGE },
+	{ .region = UINT32_MAX, .offset = 0, .len = PAGE },
+	{ .region = 0, .offset = 0, .len = 0 },
+	{ .region = 0, .offset = 1, .len = PAGE },
+	{ .region = 0, .offset = 0, .len = PAGE + 1 },
+	{ .region = 0, .offset = 64 * PAGE, .len = PAGE },
+	{ .region = 0, .offset = 63 * PAGE, .len = 2 * PAGE },
+	{ .region = 0, .offset = 0, .len = 65 * PAGE },
+	{ .region = 0, .offset = 0, .len = LM_RUN_MAX + PAGE },
+	{ .region = 0, .offset = UINT64_MAX - PAGE + 1, .len = PAGE },
+	{ .region = 0, .offset = UINT64_MAX - PAGE + 1, .len = 2 * PAGE },
+	{ .region = 0, .offset = PAGE, .len = UINT64_MAX - PAGE + 1 },
+	{ .region = 0, .kind = (enum lm_run_kind)2, .offset = 0, .len = PAGE },
+};
+
+#define NBAD (sizeof(bad_runs) / sizeof(bad_runs[0]))
+
+static void write_refuses_invalid_runs_and_the_lane_lives_on(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+	struct lm_run good = data_run(1, 0, PAGE);
+
+	for (unsigned i = 0; i < NBAD; i++) {
+		struct lm_run two[2] = { good, bad_runs[i] };
+
+		assert_int_equal(lm_transport_write(rig->src.t, 0, &bad_runs[i], 1, &err), -EINVAL);
+		assert_int_equal(lm_transport_write(rig->src.t, 0, two, 2, &err), -EINVAL);
+	}
+	assert_int_equal(lm_transport_write(rig->src.t, 0, &good, 0, &err), -EINVAL);
+	assert_int_equal(lm_transport_write(rig->src.t, 1, &good, 1, &err), -EINVAL);
+	assert_int_equal(lm_transport_write(rig->dst.t, 0, &good, 1, &err), -EINVAL);
+	pump_start(rig, 0);
+	assert_int_equal(send_runs(rig, 0, &good, 1), 0);
+	expect_data(rig, 1, 0, PAGE);
+	expect_byte(rig, 0, 0, 64 * PAGE, OLD_BYTE);
+	rig_free(rig);
+}
+
+/* A source that is not ours does not call our wrapper. */
+static void the_destination_refuses_a_run_outside_of_its_regions(void **state)
+{
+	const struct backend *b = *state;
+
+	for (unsigned i = 0; i < NBAD && !b->decorated; i++) {
+		struct rig *rig = rig_open(b, 1, 64 * PAGE);
+		uint64_t before = dest_hash(rig);
+		struct lm_run run = bad_runs[i];
+
+		if (run.kind == LM_RUN_DATA)
+			run.kind = LM_RUN_ZERO; /* no data: the source's own memory is not touched */
+		assert_int_equal(rig->src.t->ops->write(rig->src.t, 0, &run, 1, &err), 1);
+		assert_int_equal(dest_poll_until_error(rig, 0, 2000, &err), -EPROTO);
+		assert_int_equal(err.scope, LM_SCOPE_LANE);
+		assert_true(dest_hash(rig) == before);
+		rig_free(rig);
+	}
+}
+
+/* ---- rule 2: order ---- */
+
+static void runs_of_a_lane_are_placed_in_the_order_of_writing(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+
+	pump_start(rig, 0);
+	for (unsigned i = 0; i < 64; i++) {
+		struct lm_run runs[] = {
+			data_run(0, i * PAGE, PAGE), zero_run(0, i * PAGE, PAGE), data_run(0, i * PAGE, PAGE),
+			data_run(1, i * PAGE, PAGE), zero_run(1, i * PAGE, PAGE),
+		};
+
+		assert_int_equal(write_runs(rig, 0, runs, 3), 0);
+		assert_int_equal(send_runs(rig, 0, runs + 3, 2), 0);
+		expect_data(rig, 0, i * PAGE, PAGE);
+		expect_byte(rig, 1, i * PAGE, PAGE, 0);
+	}
+	rig_free(rig);
+}
+
+struct stripe {
+	struct rig *rig;
+	unsigned lane;
+	int result;
+	pthread_t thread;
+};
+
+/* Every lane sends every fourth 16 KiB, in runs of one to four pages. */
+static void *send_stripe(void *arg)
+{
+	struct stripe *s = arg;
+
+	for (uint64_t at = s->lane * 4 * PAGE; at < s->rig->size && !s->result; at += 16 * PAGE) {
+		uint64_t n = 1 + at / PAGE / 16 % 4;
+		struct lm_run runs[] = { data_run(0, at, n * PAGE), data_run(1, at, 4 * PAGE) };
+
+		s->result = write_runs(s->rig, s->lane, runs, 2);
+		if (!s->result && at / PAGE % 256 < 16)
+			s->result = flush_lane(s->rig, s->lane, next_flush());
+	}
+	if (!s->result)
+		s->result = flush_lane(s->rig, s->lane, next_flush());
+	return NULL;
+}
+
+static void many_lanes_at_once_place_everything(void **state)
+{
+	struct rig *rig = rig_open(*state, 4, 16 * MIB);
+	struct stripe stripes[4];
+
+	pump_start_all(rig);
+	for (unsigned i = 0; i < 4; i++) {
+		stripes[i] = (struct stripe){ .rig = rig, .lane = i };
+		assert_int_equal(pthread_create(&stripes[i].thread, NULL, send_stripe, &stripes[i]), 0);
+	}
+	for (unsigned i = 0; i < 4; i++) {
+		pthread_join(stripes[i].thread, NULL);
+		assert_int_equal(stripes[i].result, 0);
+	}
+	expect_data(rig, 1, 0, 16 * MIB);
+	for (uint64_t at = 0; at < 16 * MIB; at += 4 * PAGE) {
+		uint64_t n = 1 + at / PAGE / 16 % 4;
+
+		expect_data(rig, 0, at, n * PAGE);
+		expect_byte(rig, 0, at + n * PAGE, (4 - n) * PAGE, OLD_BYTE);
+	}
+	rig_free(rig);
+}
+
+/* ---- rule 3: flush ---- */
+
+static void confirmed_data_is_visible_at_once(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+	uint8_t *page = rig->src.region[0].host + 9 * PAGE;
+	const volatile uint8_t *there = rig->dst.region[0].host + 9 * PAGE;
+
+	pump_start(rig, 0);
+	for (unsigned i = 1; i < 300; i++) {
+		struct lm_run run = data_run(0, 9 * PAGE, PAGE);
+
+		memset(page, (int)(i % 251), PAGE);
+		assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+		assert_int_equal(there[0], i % 251);
+		assert_int_equal(there[PAGE - 1], i % 251);
+	}
+	rig_free(rig);
+}
+
+static void a_flush_of_an_empty_lane_is_confirmed(void **state)
+{
+	struct rig *rig = rig_open(*state, 2, 64 * PAGE);
+
+	pump_start_all(rig);
+	assert_int_equal(flush_lane(rig, 1, next_flush()), 0);
+	assert_int_equal(flush_lane(rig, 0, next_flush()), 0);
+	assert_int_equal(flush_lane(rig, 0, next_flush()), 0);
+	rig_free(rig);
+}
+
+static void nothing_is_confirmed_before_the_destination_has_polled(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+	struct lm_run run = data_run(0, 0, 8 * PAGE);
+	struct lm_poll_result res;
+	uint64_t seq = next_flush();
+
+	assert_int_equal(write_runs(rig, 0, &run, 1), 0);
+	assert_int_equal(lm_transport_flush(rig->src.t, 0, seq, &err), 0);
+	assert_int_equal(lm_transport_poll(rig->src.t, 0, 50, &res, &err), 0);
+	assert_true(res.flushed < seq);
+	pump_start(rig, 0);
+	for (int i = 0; i < 200 && res.flushed < seq; i++)
+		assert_int_equal(lm_transport_poll(rig->src.t, 0, 50, &res, &err), 0);
+	assert_true(res.flushed == seq);
+	expect_data(rig, 0, 0, 8 * PAGE);
+	rig_free(rig);
+}
+
+/* ---- zeros ---- */
+
+static void zero_runs_leave_holes_and_allocate_nothing(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+	struct lm_region *r = &rig->dst.region[0];
+	struct lm_run runs[] = { zero_run(0, 3 * PAGE, PAGE), zero_run(0, 10 * PAGE, 20 * PAGE),
+				 zero_run(1, 0, 64 * PAGE) };
+
+	assert_int_equal(fallocate(rig->dst.region[1].fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, PAGE,
+				   64 * PAGE), 0);
+	pump_start(rig, 0);
+	assert_int_equal(send_runs(rig, 0, runs, 3), 0);
+	assert_int_equal(file_bytes(r, 0, 64 * PAGE), 43 * PAGE);
+	assert_int_equal(file_bytes(r, 3 * PAGE, PAGE), 0);
+	assert_int_equal(file_bytes(r, 10 * PAGE, 20 * PAGE), 0);
+	assert_int_equal(file_bytes(&rig->dst.region[1], 0, 64 * PAGE), 0);
+	expect_byte(rig, 0, 2 * PAGE, PAGE, OLD_BYTE);
+	expect_byte(rig, 0, 3 * PAGE, PAGE, 0);
+	expect_byte(rig, 0, 4 * PAGE, 6 * PAGE, OLD_BYTE);
+	expect_byte(rig, 0, 10 * PAGE, 20 * PAGE, 0);
+	expect_byte(rig, 0, 30 * PAGE, 34 * PAGE, OLD_BYTE);
+	rig_free(rig);
+}
+
+static void zeros_and_data_mix_in_one_write(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 256 * PAGE);
+	struct lm_run runs[256];
+
+	for (unsigned i = 0; i < 256; i++)
+		runs[i] = i % 3 ? data_run(0, i * PAGE, PAGE) : zero_run(0, i * PAGE, PAGE);
+	pump_start(rig, 0);
+	for (int pass = 0; pass < 3; pass++)
+		assert_int_equal(send_runs(rig, 0, runs, 256), 0);
+	for (unsigned i = 0; i < 256; i++) {
+		if (i % 3)
+			expect_data(rig, 0, i * PAGE, PAGE);
+		else
+			expect_byte(rig, 0, i * PAGE, PAGE, 0);
+	}
+	rig_free(rig);
+}
+
+static void memory_on_hugetlbfs_works_the_same(void **state)
+{
+	struct rig *rig = rig_new(*state, 1, 4 * MIB, true);
+	struct lm_run runs[] = { data_run(0, 0, MIB), data_run(0, 2 * MIB + PAGE, PAGE),
+				 zero_run(0, 3 * MIB, 5 * PAGE), zero_run(1, 0, 4 * MIB) };
+	struct stat st;
+
+	if (!rig) {
+		print_message("no huge pages to be had (vm.nr_hugepages)\n");
+		skip();
+	}
+	assert_int_equal(fallocate(rig->dst.region[1].fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * MIB,
+				   4 * MIB), 0);
+	rig_connect(rig);
+	pump_start(rig, 0);
+	assert_int_equal(send_runs(rig, 0, runs, 4), 0);
+	expect_data(rig, 0, 0, MIB);
+	expect_byte(rig, 0, MIB, MIB + PAGE, OLD_BYTE);
+	expect_data(rig, 0, 2 * MIB + PAGE, PAGE);
+	expect_byte(rig, 0, 3 * MIB - PAGE, PAGE, OLD_BYTE);
+	expect_byte(rig, 0, 3 * MIB, 5 * PAGE, 0);
+	if (strcmp(rig->backend->name, "loop")) {
+		assert_int_equal(fstat(rig->dst.region[1].fd, &st), 0);
+		assert_int_equal(st.st_blocks * 512, 4 * MIB); /* the guards, nothing more */
+	}
+	rig_free(rig);
+}
+
+/* ---- rule 5: a full lane ---- */
+
+static void a_full_lane_says_again_and_loses_nothing(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 128 * MIB);
+	uint64_t at = 0, first;
+	int r = 1;
+
+	while (at < rig->size && r > 0) {
+		struct lm_run run = data_run(0, at, 16 * PAGE);
+
+		r = lm_transport_write(rig->src.t, 0, &run, 1, &err);
+		if (r > 0)
+			at += run.len;
+	}
+	assert_int_equal(r, -EAGAIN);
+	first = at;
+	assert_int_equal(lm_transport_flush(rig->src.t, 0, next_flush(), &err), -EAGAIN);
+	pump_start(rig, 0);
+	for (; at < rig->size; at += 16 * PAGE) {
+		struct lm_run run = data_run(0, at, 16 * PAGE);
+
+		assert_int_equal(write_runs(rig, 0, &run, 1), 0);
+	}
+	assert_int_equal(flush_lane(rig, 0, next_flush()), 0);
+	assert_true(first > 0);
+	expect_data(rig, 0, 0, rig->size);
+	rig_free(rig);
+}
+
+static void poll_without_timeout_does_not_wait(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+	struct lm_poll_result res;
+	int64_t start = lm_now_ns();
+
+	for (int i = 0; i < 100; i++) {
+		assert_int_equal(lm_transport_poll(rig->src.t, 0, 0, &res, &err), 0);
+		assert_int_equal(lm_transport_poll(rig->dst.t, 0, 0, &res, &err), 0);
+	}
+	assert_true(lm_now_ns() - start < LM_NS_PER_S);
+	rig_free(rig);
+}
+
+/* ---- the end of a lane ---- */
+
+static void one_lane_cut_leaves_the_others_alive(void **state)
+{
+	struct rig *rig = rig_open(*state, 3, 64 * PAGE);
+	struct lm_run run = data_run(0, 0, PAGE);
+
+	lm_transport_shut(rig->src.t, 1);
+	assert_true(lm_transport_write(rig->src.t, 1, &run, 1, &err) < 0);
+	assert_int_equal(err.scope, LM_SCOPE_LANE);
+	assert_true(dest_poll_until_error(rig, 1, 2000, &err) < 0);
+	assert_int_equal(err.scope, LM_SCOPE_LANE);
+	pump_start(rig, 0);
+	pump_start(rig, 2);
+	assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+	run.region = 1;
+	assert_int_equal(send_runs(rig, 2, &run, 1), 0);
+	expect_data(rig, 0, 0, PAGE);
+	expect_data(rig, 1, 0, PAGE);
+	rig_free(rig);
+}
+
+static void *poll_long(void *arg)
+{
+	struct side *s = arg;
+	struct lm_poll_result res;
+	int64_t until = lm_now_ns() + 10 * LM_NS_PER_S;
+
+	s->open_result = 0;
+	while (!s->open_result && lm_now_ns() < until)
+		s->open_result = lm_transport_poll(s->t, 0, 10000, &res, &s->err);
+	return NULL;
+}
+
+static void shut_from_another_thread_ends_a_waiting_poll(void **state)
+{
+	for (int side = 0; side < 2; side++) {
+		struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+		struct side *s = side ? &rig->dst : &rig->src;
+		int64_t start = lm_now_ns();
+		pthread_t thread;
+
+		assert_int_equal(pthread_create(&thread, NULL, poll_long, s), 0);
+		usleep(20000);
+		lm_transport_shut(s->t, 0);
+		pthread_join(thread, NULL);
+		assert_int_equal(s->open_result, -ESHUTDOWN);
+		/* The loop has nothing that wakes it up but its own short naps. */
+		assert_true(lm_now_ns() - start < 11 * LM_NS_PER_S);
+		if (rig->backend->listen)
+			assert_true(lm_now_ns() - start < 2 * LM_NS_PER_S);
+		rig_free(rig);
+	}
+}
+
+static void fill_lane(struct rig *rig)
+{
+	uint64_t at = 0;
+	int r = 1;
+
+	for (; at < rig->size && r > 0; at += 16 * PAGE) {
+		struct lm_run run = data_run(0, at, 16 * PAGE);
+
+		r = lm_transport_write(rig->src.t, 0, &run, 1, &err);
+	}
+}
+
+static void nothing_lands_after_shut_at_the_destination(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 16 * MIB);
+	struct lm_poll_result res;
+	uint64_t then;
+
+	fill_lane(rig);
+	pump_start(rig, 0); /* in the middle of placing */
+	while (!atomic_load(&rig->pumps[0].bytes))
+		usleep(100);
+	lm_transport_shut(rig->dst.t, 0);
+	then = dest_hash(rig);
+	usleep(20000);
+	assert_true(dest_hash(rig) == then);
+	pump_stop(rig, 0);
+	assert_int_equal(rig->pumps[0].result, -ESHUTDOWN);
+	assert_int_equal(lm_transport_poll(rig->dst.t, 0, 0, &res, &err), -ESHUTDOWN);
+	assert_true(dest_hash(rig) == then);
+	rig_free(rig);
+}
+
+static void nothing_lands_after_close_at_the_destination(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 16 * MIB);
+	uint64_t then = dest_hash(rig);
+	struct lm_poll_result res = { 0 };
+	int r = 0;
+
+	fill_lane(rig);
+	lm_transport_free(rig->dst.t);
+	rig->dst.t = NULL;
+	for (int i = 0; i < 20 && !r && !res.closed; i++)
+		r = lm_transport_poll(rig->src.t, 0, 5, &res, &err);
+	assert_true(r < 0 || res.closed);
+	assert_true(dest_hash(rig) == then);
+	rig_free(rig);
+}
+
+static void an_orderly_close_is_told_from_a_cut(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+	struct lm_run run = data_run(0, 0, PAGE);
+
+	pump_start(rig, 0);
+	assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+	lm_transport_free(rig->src.t);
+	rig->src.t = NULL;
+	usleep(50000);
+	pump_stop(rig, 0);
+	assert_int_equal(rig->pumps[0].result, 1);
+	rig_free(rig);
+
+	rig = rig_open(*state, 1, 64 * PAGE);
+	lm_transport_shut(rig->src.t, 0);
+	assert_int_equal(dest_poll_until_error(rig, 0, 2000, &err), -ECONNRESET);
+	rig_free(rig);
+}
+
+static void no_descriptor_is_left_behind(void **state)
+{
+	unsigned before = open_descriptors();
+	struct rig *rig;
+
+	for (int i = 0; i < 3; i++)
+		rig_free(rig_open(*state, 3, 64 * PAGE));
+	rig = rig_new(*state, 3, 64 * PAGE, false); /* never opened */
+	rig_free(rig);
+	assert_int_equal(open_descriptors(), before);
+}
+
+static void open_says_how_it_works(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 64 * PAGE);
+
+	assert_true(strlen(rig->src.t->info) > 4);
+	assert_true(strlen(rig->dst.t->info) > 4);
+	rig_free(rig);
+}
+
+/* ---- all tests over all backends ---- */
+
+struct test {
+	const char *name;
+	void (*fn)(void **state);
+};
+
+#define TEST(fn) { #fn, fn }
+
+static const struct test tests[] = {
+	TEST(data_arrives_at_its_place_and_nowhere_else),
+	TEST(thousands_of_small_scattered_runs_all_arrive),
+	TEST(runs_from_4_KiB_to_1_GiB_arrive_whole),
+	TEST(write_refuses_invalid_runs_and_the_lane_lives_on),
+	TEST(the_destination_refuses_a_run_outside_of_its_regions),
+	TEST(runs_of_a_lane_are_placed_in_the_order_of_writing),
+	TEST(many_lanes_at_once_place_everything),
+	TEST(confirmed_data_is_visible_at_once),
+	TEST(a_flush_of_an_empty_lane_is_confirmed),
+	TEST(nothing_is_confirmed_before_the_destination_has_polled),
+	TEST(zero_runs_leave_holes_and_allocate_nothing),
+	TEST(zeros_and_data_mix_in_one_write),
+	TEST(memory_on_hugetlbfs_works_the_same),
+	TEST(a_full_lane_says_again_and_loses_nothing),
+	TEST(poll_without_timeout_does_not_wait),
+	TEST(one_lane_cut_leaves_the_others_alive),
+	TEST(shut_from_another_thread_ends_a_waiting_poll),
+	TEST(nothing_lands_after_shut_at_the_destination),
+	TEST(nothing_lands_after_close_at_the_destination),
+	TEST(an_orderly_close_is_told_from_a_cut),
+	TEST(no_descriptor_is_left_behind),
+	TEST(open_says_how_it_works),
+};
+
+#define NTESTS (sizeof(tests) / sizeof(tests[0]))
+
+int main(void)
+{
+	static char names[NBACKENDS * NTESTS][128];
+	static struct CMUnitTest all[NBACKENDS * NTESTS];
+	int failed;
+
+	for (size_t i = 0; i < NBACKENDS * NTESTS; i++) {
+		const struct test *t = &tests[i % NTESTS];
+
+		snprintf(names[i], sizeof(names[i]), "%s [%s]", t->name, backends[i / NTESTS].name);
+		all[i] = (struct CMUnitTest){ .name = names[i], .test_func = t->fn,
+					      .initial_state = (void *)&backends[i / NTESTS] };
+	}
+	failed = _cmocka_run_group_tests("transport contract", all, NBACKENDS * NTESTS, NULL, NULL);
+	return failed + transport_contract_tcp() + transport_contract_fault();
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The rig under the transport contract: two ends of a transport in one process,
+ * each with its own memory files, and threads that poll the destination's lanes.
+ *
+ * Every region lies inside a larger file, between guard pages that must never
+ * change.  Source memory holds a pattern that depends on region and offset,
+ * destination memory OLD_BYTE.
+ */
+#ifndef TRANSPORT_CONTRACT_H
+#define TRANSPORT_CONTRACT_H
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+#include "clock.h"
+#include "transport.h"
+
+#define PAGE LM_PAGE_SIZE
+#define OLD_BYTE 0xc5
+#define GUARD_BYTE 0xee
+#define RIG_REGIONS 2
+
+struct backend {
+	const char *name;
+	const char *listen;     /* address to listen on; NULL: the loop */
+	const char *send;       /* LM_TCP_SEND */
+	const char *place;      /* LM_TCP_PLACE */
+	bool decorated;         /* inside a fault decorator that does nothing */
+};
+
+struct side {
+	struct lm_transport *t;
+	struct lm_region region[RIG_REGIONS];
+	uint8_t *map[RIG_REGIONS]; /* with the guards */
+	size_t map_size;
+	int open_result;
+	struct lm_error err;
+};
+
+struct pump {
+	struct rig *rig;
+	unsigned lane;
+	pthread_t thread;
+	bool running;
+	_Atomic bool stop;
+	_Atomic uint64_t bytes;
+	_Atomic int result; /* error of poll, 1: closed in an orderly way */
+};
+
+struct rig {
+	const struct backend *backend;
+	struct lm_transport_params params[2]; /* by enum lm_side */
+	char address[256];
+	int listen_fd;
+	uint64_t size;
+	struct side src, dst;
+	struct pump pumps[LM_LANES_MAX];
+};
+
+/* Regions of so many bytes; huge: on hugetlbfs (NULL when that is not to be had). */
+struct rig *rig_new(const struct backend *b, unsigned nlanes, uint64_t size, bool huge);
+/* Made, opened at both ends, regions known. */
+struct rig *rig_open(const struct backend *b, unsigned nlanes, uint64_t size);
+/* Open both ends, each in its thread, and make the regions known; asserts success. */
+void rig_connect(struct rig *rig);
+void rig_make_transports(struct rig *rig);
+void rig_add_regions(struct side *s);
+/* Checks the guards, closes, frees. */
+void rig_free(struct rig *rig);
+
+uint64_t pattern_word(unsigned region, uint64_t offset);
+void pattern_fill(uint8_t *p, unsigned region, uint64_t offset, uint64_t len);
+/* Asserts what the destination has there. */
+void expect_data(struct rig *rig, unsigned region, uint64_t offset, uint64_t len);
+void expect_byte(struct rig *rig, unsigned region, uint64_t offset, uint64_t len, uint8_t byte);
+uint64_t dest_hash(struct rig *rig);
+
+void pump_start(struct rig *rig, unsigned lane);
+void pump_stop(struct rig *rig, unsigned lane);
+void pump_start_all(struct rig *rig);
+void pump_stop_all(struct rig *rig);
+
+/* Write all runs and flush, on a lane that somebody else polls at the destination. 0 or an error. */
+int send_runs(struct rig *rig, unsigned lane, const struct lm_run *runs, unsigned n);
+int write_runs(struct rig *rig, unsigned lane, const struct lm_run *runs, unsigned n);
+int flush_lane(struct rig *rig, unsigned lane, uint64_t seq);
+uint64_t next_flush(void);
+/* Poll the destination until it errs or timeout_ms have passed without: its error or 0. */
+int dest_poll_until_error(struct rig *rig, unsigned lane, int timeout_ms, struct lm_error *err);
+
+/* Bytes that the file really holds, of those in [offset, offset + len) of a region. */
+uint64_t file_bytes(const struct lm_region *r, uint64_t offset, uint64_t len);
+unsigned open_descriptors(void);
+
+static inline struct lm_run data_run(unsigned region, uint64_t offset, uint64_t len)
+{
+	return (struct lm_run){ .region = region, .kind = LM_RUN_DATA, .offset = offset, .len = len };
+}
+
+static inline struct lm_run zero_run(unsigned region, uint64_t offset, uint64_t len)
+{
+	return (struct lm_run){ .region = region, .kind = LM_RUN_ZERO, .offset = offset, .len = len };
+}
+
+/* Suites; each returns the number of failed tests. */
+int transport_contract_tcp(void);
+int transport_contract_fault(void);
+
+#endif

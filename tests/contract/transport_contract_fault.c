@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The fault decorator does what it says: tests of other things rest on it. */
+#include <unistd.h>
+#include "transport_contract.h"
+#include "transport_fault.h"
+
+static const struct backend tcp = { .name = "tcp", .listen = "127.0.0.1:0" };
+static struct lm_error err;
+
+/* A rig whose source (or destination) has this fault. */
+static struct rig *rig_with(const char *text, enum lm_side side, unsigned nlanes)
+{
+	struct rig *rig = rig_new(&tcp, nlanes, 64 * PAGE, false);
+	struct side *s = side == LM_SOURCE ? &rig->src : &rig->dst;
+	struct lm_fault_options o;
+
+	if (lm_fault_options_parse(text, &o, &err))
+		fail_msg("%s", err.msg);
+	s->t = lm_transport_fault_new(s->t, &o);
+	assert_non_null(s->t);
+	rig_connect(rig);
+	pump_start_all(rig);
+	return rig;
+}
+
+static void cut_kills_one_lane_after_so_many_bytes(void **state)
+{
+	struct rig *rig = rig_with("lane=1,after=8192,action=cut", LM_SOURCE, 2);
+	struct lm_run a = data_run(0, 0, 2 * PAGE), b = data_run(1, 0, 2 * PAGE);
+
+	(void)state;
+	assert_int_equal(send_runs(rig, 0, &a, 1), 0);
+	assert_int_equal(write_runs(rig, 1, &b, 1), 0);
+	assert_true(send_runs(rig, 1, &b, 1) < 0);
+	assert_int_equal(send_runs(rig, 0, &a, 1), 0);
+	rig_free(rig);
+}
+
+static void cut_all_kills_every_lane(void **state)
+{
+	struct rig *rig = rig_with("write=2,action=cut-all", LM_SOURCE, 3);
+	struct lm_run run = data_run(0, 0, PAGE);
+
+	(void)state;
+	assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+	assert_true(send_runs(rig, 1, &run, 1) < 0);
+	assert_true(send_runs(rig, 0, &run, 1) < 0);
+	assert_true(send_runs(rig, 2, &run, 1) < 0);
+	rig_free(rig);
+}
+
+static void a_cut_at_the_destination_is_seen_by_the_source(void **state)
+{
+	struct rig *rig = rig_with("after=4096,action=cut", LM_DEST, 1);
+	struct lm_run run = data_run(0, 0, PAGE);
+	int r = 0;
+
+	(void)state;
+	for (int i = 0; i < 100 && !r; i++)
+		r = send_runs(rig, 0, &run, 1);
+	assert_true(r < 0);
+	rig_free(rig);
+}
+
+static void delay_takes_its_time_and_loses_nothing(void **state)
+{
+	struct rig *rig = rig_with("flush=1,action=delay=150", LM_SOURCE, 1);
+	struct lm_run run = data_run(0, 0, 9 * PAGE);
+	int64_t start = lm_now_ns();
+
+	(void)state;
+	assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+	assert_true(lm_now_ns() - start >= 150 * LM_NS_PER_MS);
+	expect_data(rig, 0, 0, 9 * PAGE);
+	rig_free(rig);
+}
+
+static void corrupt_falsifies_one_run_and_tells_nobody(void **state)
+{
+	struct rig *rig = rig_with("write=2,action=corrupt", LM_SOURCE, 1);
+
+	(void)state;
+	for (unsigned i = 0; i < 3; i++) {
+		struct lm_run run = data_run(0, i * PAGE, PAGE);
+
+		assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+	}
+	expect_data(rig, 0, 0, PAGE);
+	expect_byte(rig, 0, PAGE, PAGE, 0);
+	expect_data(rig, 0, 2 * PAGE, PAGE);
+	rig_free(rig);
+}
+
+static void truncate_loses_the_last_page_of_one_run(void **state)
+{
+	struct rig *rig = rig_with("action=truncate", LM_SOURCE, 1);
+	struct lm_run first = data_run(0, 0, 4 * PAGE), second = data_run(1, 0, 4 * PAGE);
+
+	(void)state;
+	assert_int_equal(send_runs(rig, 0, &first, 1), 0);
+	assert_int_equal(send_runs(rig, 0, &second, 1), 0);
+	expect_data(rig, 0, 0, 3 * PAGE);
+	expect_byte(rig, 0, 3 * PAGE, PAGE, OLD_BYTE);
+	expect_data(rig, 1, 0, 4 * PAGE);
+	rig_free(rig);
+}
+
+static void stray_is_refused_by_the_destination(void **state)
+{
+	struct rig *rig = rig_with("write=2,action=stray", LM_SOURCE, 1);
+	struct lm_run run = data_run(0, 0, PAGE);
+
+	(void)state;
+	assert_int_equal(send_runs(rig, 0, &run, 1), 0);
+	assert_true(send_runs(rig, 0, &run, 1) < 0);
+	pump_stop(rig, 0);
+	assert_int_equal(rig->pumps[0].result, -EPROTO);
+	rig_free(rig);
+}
+
+static void bad_options_are_named(void **state)
+{
+	static const char *const bad[] = { "", "action=burn", "lane=64,action=cut", "after=x,action=cut", "action",
+					   "write=0,action=cut", "action=delay=-1", "lane=1", "action=cut,colour=1" };
+	struct lm_fault_options o;
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		assert_int_equal(lm_fault_options_parse(bad[i], &o, &err), -EINVAL);
+	assert_int_equal(lm_fault_options_parse("lane=3,flush=7,action=delay=20,repeat=1", &o, &err), 0);
+	assert_int_equal(o.lane, 3);
+	assert_int_equal(o.flush, 7);
+	assert_int_equal(o.action, LM_FAULT_DELAY);
+	assert_int_equal(o.delay_ms, 20);
+	assert_true(o.repeat);
+}
+
+static void the_environment_puts_the_fault_into_the_transport_by_name(void **state)
+{
+	struct lm_transport *t;
+
+	(void)state;
+	setenv("LM_TRANSPORT_FAULT", "after=1,action=cut", 1);
+	t = lm_transport_find("tcp")->make();
+	assert_string_equal(t->ops->name, "fault");
+	lm_transport_free(t);
+	unsetenv("LM_TRANSPORT_FAULT");
+	t = lm_transport_find("auto")->make();
+	assert_string_equal(t->ops->name, "tcp");
+	lm_transport_free(t);
+	assert_null(lm_transport_find("pigeon"));
+}
+
+int transport_contract_fault(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(cut_kills_one_lane_after_so_many_bytes),
+		cmocka_unit_test(cut_all_kills_every_lane),
+		cmocka_unit_test(a_cut_at_the_destination_is_seen_by_the_source),
+		cmocka_unit_test(delay_takes_its_time_and_loses_nothing),
+		cmocka_unit_test(corrupt_falsifies_one_run_and_tells_nobody),
+		cmocka_unit_test(truncate_loses_the_last_page_of_one_run),
+		cmocka_unit_test(stray_is_refused_by_the_destination),
+		cmocka_unit_test(bad_options_are_named),
+		cmocka_unit_test(the_environment_puts_the_fault_into_the_transport_by_name),
+	};
+
+	return cmocka_run_group_tests_name("fault decorator", tests, NULL, NULL);
+}

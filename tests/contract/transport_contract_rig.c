@@ -1,0 +1,406 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "stream.h"
+#include "transport_contract.h"
+#include "transport_fault.h"
+
+#define HUGE_SIZE (UINT64_C(2) << 20)
+
+/* ---- memory ---- */
+
+uint64_t pattern_word(unsigned region, uint64_t offset)
+{
+	return (offset + 1) * UINT64_C(0x9e3779b97f4a7c15) + region;
+}
+
+void pattern_fill(uint8_t *p, unsigned region, uint64_t offset, uint64_t len)
+{
+	for (uint64_t i = 0; i < len; i += 8) {
+		uint64_t w = pattern_word(region, offset + i);
+
+		memcpy(p + i, &w, sizeof(w));
+	}
+}
+
+static bool region_make(struct side *s, unsigned index, uint64_t size, bool huge)
+{
+	struct lm_region *r = &s->region[index];
+	uint64_t guard = huge ? HUGE_SIZE : PAGE;
+	void *map;
+
+	s->map_size = size + 2 * guard;
+	r->fd = memfd_create("contract", MFD_CLOEXEC | (huge ? MFD_HUGETLB : 0));
+	if (r->fd < 0 || ftruncate(r->fd, (off_t)s->map_size))
+		return false;
+	map = mmap(NULL, s->map_size, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	if (map == MAP_FAILED)
+		return false;
+	s->map[index] = map;
+	snprintf(r->name, sizeof(r->name), "ram%u", index);
+	r->size = size;
+	r->page_size = guard;
+	r->file_offset = guard;
+	r->host = s->map[index] + guard;
+	memset(s->map[index], GUARD_BYTE, guard);
+	memset(r->host + size, GUARD_BYTE, guard);
+	return true;
+}
+
+static void side_fill(struct side *s, enum lm_side side)
+{
+	for (unsigned i = 0; i < RIG_REGIONS; i++) {
+		struct lm_region *r = &s->region[i];
+
+		if (side == LM_SOURCE)
+			pattern_fill(r->host, i, 0, r->size);
+		else
+			memset(r->host, OLD_BYTE, r->size);
+	}
+}
+
+static void side_free(struct side *s)
+{
+	lm_transport_free(s->t);
+	for (unsigned i = 0; i < RIG_REGIONS; i++) {
+		if (s->map[i])
+			munmap(s->map[i], s->map_size);
+		if (s->region[i].fd >= 0)
+			close(s->region[i].fd);
+	}
+}
+
+static void expect_guards(struct side *s)
+{
+	for (unsigned i = 0; i < RIG_REGIONS; i++) {
+		struct lm_region *r = &s->region[i];
+
+		for (uint64_t k = 0; k < r->page_size; k++) {
+			assert_int_equal(s->map[i][k], GUARD_BYTE);
+			assert_int_equal(r->host[r->size + k], GUARD_BYTE);
+		}
+	}
+}
+
+/* ---- both ends ---- */
+
+static void set_env(const char *name, const char *value)
+{
+	if (value)
+		setenv(name, value, 1);
+	else
+		unsetenv(name);
+}
+
+static struct lm_transport *tcp_make(const struct backend *b)
+{
+	struct lm_fault_options none = { .action = LM_FAULT_NONE, .lane = -1 };
+	struct lm_transport *t = lm_transport_tcp_new();
+
+	return b->decorated ? lm_transport_fault_new(t, &none) : t;
+}
+
+void rig_make_transports(struct rig *rig)
+{
+	const struct backend *b = rig->backend;
+	struct lm_error err = { 0 };
+
+	set_env("LM_TCP_SEND", b->send);
+	set_env("LM_TCP_PLACE", b->place);
+	if (!b->listen) {
+		assert_int_equal(lm_transport_loop_new(&rig->src.t, &rig->dst.t), 0);
+		return;
+	}
+	if (lm_stream_listen(b->listen, false, &rig->listen_fd, rig->address, &err))
+		fail_msg("%s", err.msg);
+	rig->src.t = tcp_make(b);
+	rig->dst.t = tcp_make(b);
+	assert_non_null(rig->src.t);
+	assert_non_null(rig->dst.t);
+}
+
+struct rig *rig_new(const struct backend *b, unsigned nlanes, uint64_t size, bool huge)
+{
+	struct rig *rig = calloc(1, sizeof(*rig));
+	bool ok = true;
+
+	assert_non_null(rig);
+	rig->backend = b;
+	rig->listen_fd = -1;
+	rig->size = size;
+	for (unsigned i = 0; i < RIG_REGIONS; i++)
+		rig->src.region[i].fd = rig->dst.region[i].fd = -1;
+	for (unsigned i = 0; ok && i < RIG_REGIONS; i++)
+		ok = region_make(&rig->src, i, size, huge) && region_make(&rig->dst, i, size, huge);
+	if (!ok) {
+		side_free(&rig->src);
+		side_free(&rig->dst);
+		free(rig);
+		return NULL;
+	}
+	side_fill(&rig->src, LM_SOURCE);
+	side_fill(&rig->dst, LM_DEST);
+	rig_make_transports(rig);
+	for (int side = LM_SOURCE; side <= LM_DEST; side++)
+		rig->params[side] = (struct lm_transport_params){
+			.side = (enum lm_side)side, .nlanes = nlanes, .token = "a token, secret",
+			.listen_fd = rig->listen_fd, .peer = rig->address, .cancel_fd = -1,
+			.deadline_ns = lm_now_ns() + 20 * LM_NS_PER_S,
+		};
+	return rig;
+}
+
+static void *open_source(void *arg)
+{
+	struct rig *rig = arg;
+
+	rig->src.open_result = lm_transport_open(rig->src.t, &rig->params[LM_SOURCE], &rig->src.err);
+	return NULL;
+}
+
+void rig_add_regions(struct side *s)
+{
+	struct lm_key key;
+
+	for (unsigned i = 0; i < RIG_REGIONS; i++) {
+		assert_int_equal(lm_transport_region_add(s->t, &s->region[i], &key, &s->err), 0);
+		if (s->t->side == LM_SOURCE)
+			assert_int_equal(lm_transport_region_bind(s->t, i, &key, &s->err), 0);
+	}
+}
+
+void rig_connect(struct rig *rig)
+{
+	pthread_t thread;
+
+	assert_int_equal(pthread_create(&thread, NULL, open_source, rig), 0);
+	rig->dst.open_result = lm_transport_open(rig->dst.t, &rig->params[LM_DEST], &rig->dst.err);
+	pthread_join(thread, NULL);
+	if (rig->dst.open_result)
+		fail_msg("destination: %s", rig->dst.err.msg);
+	if (rig->src.open_result)
+		fail_msg("source: %s", rig->src.err.msg);
+	rig_add_regions(&rig->dst);
+	rig_add_regions(&rig->src);
+}
+
+struct rig *rig_open(const struct backend *b, unsigned nlanes, uint64_t size)
+{
+	struct rig *rig = rig_new(b, nlanes, size, false);
+
+	assert_non_null(rig);
+	rig_connect(rig);
+	return rig;
+}
+
+void rig_free(struct rig *rig)
+{
+	pump_stop_all(rig);
+	expect_guards(&rig->src);
+	expect_guards(&rig->dst);
+	side_free(&rig->src);
+	side_free(&rig->dst);
+	if (rig->listen_fd >= 0)
+		close(rig->listen_fd);
+	free(rig);
+}
+
+/* ---- what is there ---- */
+
+void expect_data(struct rig *rig, unsigned region, uint64_t offset, uint64_t len)
+{
+	const uint8_t *p = rig->dst.region[region].host + offset;
+
+	for (uint64_t i = 0; i < len; i += 8) {
+		uint64_t want = pattern_word(region, offset + i);
+
+		if (memcmp(p + i, &want, sizeof(want)))
+			fail_msg("region %u, offset %#lx: the source's data is not there", region,
+				 (unsigned long)(offset + i));
+	}
+}
+
+void expect_byte(struct rig *rig, unsigned region, uint64_t offset, uint64_t len, uint8_t byte)
+{
+	const uint8_t *p = rig->dst.region[region].host + offset;
+
+	for (uint64_t i = 0; i < len; i++)
+		if (p[i] != byte)
+			fail_msg("region %u, offset %#lx: %#x instead of %#x", region,
+				 (unsigned long)(offset + i), p[i], byte);
+}
+
+uint64_t dest_hash(struct rig *rig)
+{
+	uint64_t h = 0;
+
+	for (unsigned i = 0; i < RIG_REGIONS; i++)
+		for (uint64_t k = 0; k < rig->size; k += 8) {
+			uint64_t w;
+
+			memcpy(&w, rig->dst.region[i].host + k, sizeof(w));
+			h = (h ^ w) * UINT64_C(0x100000001b3);
+		}
+	return h;
+}
+
+uint64_t file_bytes(const struct lm_region *r, uint64_t offset, uint64_t len)
+{
+	off_t pos = (off_t)(r->file_offset + offset), end = pos + (off_t)len;
+	uint64_t sum = 0;
+
+	while (pos < end) {
+		off_t from = lseek(r->fd, pos, SEEK_DATA), to;
+
+		if (from < 0 || from >= end)
+			break;
+		to = lseek(r->fd, from, SEEK_HOLE);
+		to = to < end ? to : end;
+		sum += (uint64_t)(to - from);
+		pos = to;
+	}
+	return sum;
+}
+
+unsigned open_descriptors(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	assert_non_null(d);
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+/* ---- moving ---- */
+
+static void *pump_main(void *arg)
+{
+	struct pump *p = arg;
+	struct lm_error err;
+	int r = 0;
+
+	while (!r && !atomic_load(&p->stop)) {
+		struct lm_poll_result res;
+
+		r = lm_transport_poll(p->rig->dst.t, p->lane, 5, &res, &err);
+		atomic_fetch_add(&p->bytes, res.bytes);
+		if (!r && res.closed)
+			r = 1;
+	}
+	atomic_store(&p->result, r);
+	return NULL;
+}
+
+void pump_start(struct rig *rig, unsigned lane)
+{
+	struct pump *p = &rig->pumps[lane];
+
+	memset(p, 0, sizeof(*p));
+	p->rig = rig;
+	p->lane = lane;
+	p->running = !pthread_create(&p->thread, NULL, pump_main, p);
+	assert_true(p->running);
+}
+
+void pump_stop(struct rig *rig, unsigned lane)
+{
+	struct pump *p = &rig->pumps[lane];
+
+	if (!p->running)
+		return;
+	atomic_store(&p->stop, true);
+	pthread_join(p->thread, NULL);
+	p->running = false;
+}
+
+void pump_start_all(struct rig *rig)
+{
+	for (unsigned i = 0; i < rig->params[LM_DEST].nlanes; i++)
+		pump_start(rig, i);
+}
+
+void pump_stop_all(struct rig *rig)
+{
+	for (unsigned i = 0; i < LM_LANES_MAX; i++)
+		pump_stop(rig, i);
+}
+
+static int source_poll(struct rig *rig, unsigned lane, uint64_t *ret_flushed)
+{
+	struct lm_poll_result res;
+	struct lm_error err;
+	int r = lm_transport_poll(rig->src.t, lane, 20, &res, &err);
+
+	*ret_flushed = res.flushed;
+	return !r && res.closed ? -ECONNRESET : r;
+}
+
+int write_runs(struct rig *rig, unsigned lane, const struct lm_run *runs, unsigned n)
+{
+	int64_t until = lm_now_ns() + 60 * LM_NS_PER_S;
+	struct lm_error err;
+	uint64_t unused;
+	unsigned done = 0;
+
+	while (done < n && lm_now_ns() < until) {
+		unsigned some = n - done < LM_WRITE_MAX ? n - done : LM_WRITE_MAX;
+		int r = lm_transport_write(rig->src.t, lane, runs + done, some, &err);
+
+		if (r == -EAGAIN)
+			r = source_poll(rig, lane, &unused);
+		if (r < 0)
+			return r;
+		done += (unsigned)r;
+	}
+	return done < n ? -ETIMEDOUT : 0;
+}
+
+/* Flush numbers only have to grow. */
+uint64_t next_flush(void)
+{
+	static _Atomic uint64_t seq;
+
+	return atomic_fetch_add(&seq, 1) + 1;
+}
+
+int flush_lane(struct rig *rig, unsigned lane, uint64_t seq)
+{
+	int64_t until = lm_now_ns() + 60 * LM_NS_PER_S;
+	struct lm_error err;
+	uint64_t flushed = 0;
+	int r;
+
+	while ((r = lm_transport_flush(rig->src.t, lane, seq, &err)) == -EAGAIN && lm_now_ns() < until) {
+		r = source_poll(rig, lane, &flushed);
+		if (r)
+			return r;
+	}
+	while (!r && flushed < seq)
+		r = lm_now_ns() < until ? source_poll(rig, lane, &flushed) : -ETIMEDOUT;
+	return r;
+}
+
+int send_runs(struct rig *rig, unsigned lane, const struct lm_run *runs, unsigned n)
+{
+	int r = write_runs(rig, lane, runs, n);
+
+	return r ? r : flush_lane(rig, lane, next_flush());
+}
+
+int dest_poll_until_error(struct rig *rig, unsigned lane, int timeout_ms, struct lm_error *err)
+{
+	int64_t until = lm_now_ns() + timeout_ms * LM_NS_PER_MS;
+	int r = 0;
+
+	while (!r && lm_now_ns() < until) {
+		struct lm_poll_result res;
+
+		r = lm_transport_poll(rig->dst.t, lane, 5, &res, err);
+	}
+	return r;
+}

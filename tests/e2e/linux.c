@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "linux.h"
+
+static void run_script(struct rig *rig, const char *const *argv)
+{
+	struct rig_proc *p = rig_spawn(rig, "prepare", argv, NULL, -1);
+
+	assert_true(rig_proc_ended(p, 300000));
+	if (p->status) {
+		char *why = rig_read_file(p->log);
+
+		print_message("%s", why ? why : "");
+		free(why);
+		rig_skip(rig, "no kernel for the Linux guest");
+	}
+}
+
+static void append_file(const char *path, FILE *to)
+{
+	char *buf = malloc(1 << 20);
+	FILE *from = fopen(path, "re");
+	size_t n;
+
+	assert_true(buf && from);
+	while ((n = fread(buf, 1, 1 << 20, from)))
+		assert_int_equal(fwrite(buf, 1, n, to), n);
+	fclose(from);
+	free(buf);
+}
+
+/* A missing kernel (no network, no package lists) is no fault of the engine. */
+void linux_prepare_or_skip(struct rig *rig, char initrd[RIG_PATH_MAX])
+{
+	const char *const virtio[] = { "sh", LINUX_VIRTIO, LINUX_DIR, NULL };
+	const char *const guest[] = { "sh", LINUX_PREPARE, LINUX_DIR, LINUX_WORKLOAD, NULL };
+	FILE *f;
+
+	run_script(rig, virtio);
+	run_script(rig, guest);
+	rig_path(rig, initrd, "initrd");
+	f = fopen(initrd, "we");
+	assert_non_null(f);
+	append_file(LINUX_DIR "/initramfs.cpio", f);
+	append_file(LINUX_DIR "/virtio.cpio", f);
+	assert_int_equal(fclose(f), 0);
+}
+
+struct rig_config linux_config(const char *initrd, const char *append, const char *const *devices)
+{
+	struct rig_config c = {
+		.mb = 256, .cpu = "Nehalem", .kernel = LINUX_DIR "/vmlinuz", .append = append, .console = true,
+		.extra = { "-initrd", initrd },
+	};
+
+	for (unsigned i = 0; devices[i] && i + 3 < RIG_ARGS_MAX; i++)
+		c.extra[2 + i] = devices[i];
+	return c;
+}

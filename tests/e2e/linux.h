@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The Linux guest of tests/linux-guest with the rig's QEMUs, and with virtio devices. */
+#ifndef TEST_E2E_LINUX_H
+#define TEST_E2E_LINUX_H
+
+#include "rig.h"
+
+#define LINUX_BOOT_MS	60000
+#define LINUX_APPEND	"console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on "
+
+/* Makes kernel and initrd; skips the test where they cannot be had. */
+void linux_prepare_or_skip(struct rig *rig, char initrd[RIG_PATH_MAX]);
+
+/* devices: QEMU's arguments for them, NULL-terminated; strings stay the caller's. */
+struct rig_config linux_config(const char *initrd, const char *append, const char *const *devices);
+
+#endif

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every decoder of a control message.  Byte 0 chooses it, the rest is the payload. */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include "fuzz.h"
+#include "wire.h"
+
+static struct lm_error err;
+
+static void header(const uint8_t *p, size_t len)
+{
+	struct lm_wire_header h;
+	unsigned type;
+	uint32_t n;
+
+	if (len < sizeof(h))
+		return;
+	memcpy(&h, p, sizeof(h));
+	if (!lm_wire_get_header(&h, lm_le64_get(h.seq), &type, &n, &err))
+		assert(type && type < LM_MSG_TYPES && n <= LM_WIRE_PAYLOAD_MAX);
+}
+
+static void hello(const uint8_t *p, size_t len)
+{
+	char software[32];
+
+	if (!lm_wire_get_hello(p, len, software, &err))
+		assert(strlen(software) < sizeof(software));
+}
+
+/* What was accepted must survive being sent on. */
+static void open_message(const uint8_t *p, size_t len)
+{
+	static struct lm_open a, b;
+	static uint8_t buf[LM_WIRE_PAYLOAD_MAX];
+
+	if (lm_wire_get_open(p, len, &a, &err))
+		return;
+	assert(a.nregions && a.nregions <= LM_REGIONS_MAX && a.nlanes && a.nlanes <= LM_LANES_MAX);
+	assert(!lm_wire_get_open(buf, lm_wire_put_open(buf, &a), &b, &err));
+	assert(!memcmp(&a, &b, sizeof(a)));
+}
+
+static void opened(const uint8_t *p, size_t len)
+{
+	uint8_t token[LM_TOKEN_SIZE];
+	unsigned n;
+
+	if (!lm_wire_get_opened(p, len, 4, token, &n, &err))
+		assert(n && n <= 4);
+}
+
+static void ready(const uint8_t *p, size_t len)
+{
+	struct lm_key keys[3];
+
+	lm_wire_get_ready(p, len, 3, keys, &err);
+}
+
+static void resident(const uint8_t *p, size_t len)
+{
+	struct lm_bitmap maps[2];
+
+	lm_bitmap_init(&maps[0], 70);
+	lm_bitmap_init(&maps[1], 4096);
+	if (!lm_wire_get_resident(p, len, maps, 2, &err))
+		assert(!(maps[0].words[1] >> 6)); /* nothing past the end */
+	lm_bitmap_fini(&maps[0]);
+	lm_bitmap_fini(&maps[1]);
+}
+
+static void small(const uint8_t *p, size_t len)
+{
+	struct lm_wire_saved saved;
+	int64_t load, resume;
+	uint32_t n;
+
+	lm_wire_get_u32(p, len, "number", &n, &err);
+	lm_wire_get_saved(p, len, &saved, &err);
+	if (!lm_wire_get_times(p, len, &load, &resume, &err))
+		assert(load >= 0 && resume >= 0);
+}
+
+static void abort_message(const uint8_t *p, size_t len)
+{
+	char text[40];
+	int code;
+
+	if (lm_wire_get_abort(p, len, &code, text, sizeof(text), &err))
+		return;
+	assert(code < 0 && code > -4096);
+	assert(strlen(text) < sizeof(text));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static void (*const decoders[])(const uint8_t *p, size_t len) = {
+		header, hello, open_message, opened, ready, resident, small, abort_message,
+	};
+	uint8_t *copy;
+
+	if (!size)
+		return 0;
+	/* Of the exact size: a read past the end is found. */
+	copy = malloc(size);
+	memcpy(copy, data + 1, size - 1);
+	decoders[data[0] % (sizeof(decoders) / sizeof(decoders[0]))](copy, size - 1);
+	free(copy);
+	return 0;
+}
