@@ -2,6 +2,8 @@
 // What encoding and checking a control message costs.
 #include <benchmark/benchmark.h>
 
+#include <string>
+
 #include "wire_cases.h"
 
 namespace {

@@ -35,11 +35,11 @@ int lm_dest_listen(struct lm_session *s, struct lm_error *err)
 static void place_worker(void *ctx, unsigned lane)
 {
 	struct lm_session *s = ctx;
-	struct lm_error err = { 0 };
+	struct lm_error *err = &s->dst.lane_errors[lane];
 
 	while (!atomic_load_explicit(&s->dst.stop, memory_order_relaxed)) {
 		struct lm_poll_result res;
-		int r = lm_transport_poll(s->transport, lane, 100, &res, &err);
+		int r = lm_transport_poll(s->transport, lane, 100, &res, err);
 
 		/* What the last call has placed counts, however it ended. */
 		atomic_fetch_add_explicit(&s->dst.placed[lane], res.bytes, memory_order_relaxed);
@@ -87,6 +87,8 @@ static int handle_lane_drop(struct lm_session *s, const struct lm_msg *msg, stru
 	s->dst.lane_dropped = true;
 	lm_transport_shut(s->transport, lane);
 	lm_pool_wait_worker(s->pool, lane);
+	if (s->dst.lane_errors[lane].code)
+		lm_session_log(s, LM_LOG_WARN, "lane %u is dropped: %s", lane, s->dst.lane_errors[lane].msg);
 	answer = lm_le32(lane);
 	return lm_control_send(&s->control, LM_MSG_LANE_DROPPED, &answer, sizeof(answer),
 			       lm_session_peer_deadline(s), err);
@@ -211,7 +213,8 @@ static int open_lanes(struct lm_session *s, const uint8_t *token, struct lm_erro
 	if (r)
 		return r;
 	s->dst.placed = calloc(s->summary.lanes, sizeof(*s->dst.placed));
-	if (!s->dst.placed)
+	s->dst.lane_errors = calloc(s->summary.lanes, sizeof(*s->dst.lane_errors));
+	if (!s->dst.placed || !s->dst.lane_errors)
 		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
 	lm_pool_start(s->pool, place_worker, s);
 	return lm_control_send(&s->control, LM_MSG_READY, keys, s->ram.nregions * sizeof(keys[0]),
@@ -256,7 +259,8 @@ static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct
 {
 	int pair[2], r;
 
-	(void)msg;
+	if (msg->len)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: PREPARE length");
 	r = lm_session_stage(s, "prepare", err);
 	if (r)
 		return r;
@@ -299,6 +303,8 @@ static int write_state(struct lm_session *s, const uint8_t *p, size_t len, struc
 
 static int handle_state(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
 {
+	if (msg->len > LM_WIRE_STATE_MAX)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: STATE length");
 	if (!s->dst.state_bytes && lm_session_stage(s, "loading", err))
 		return err->code;
 	s->dst.state_bytes += msg->len;
@@ -566,5 +572,7 @@ void lm_dest_cleanup(struct lm_session *s)
 	lm_close_fd(&s->dst.state_fd);
 	lm_close_fd(&s->dst.listen_fd);
 	free(s->dst.placed);
+	free(s->dst.lane_errors);
 	s->dst.placed = NULL;
+	s->dst.lane_errors = NULL;
 }

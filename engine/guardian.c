@@ -18,6 +18,7 @@
 #define RESCUE_TIMEOUT_NS (10 * LM_NS_PER_S)
 /* The engine bounds the pause itself; the guardian steps in when it evidently hangs. */
 #define HANG_GRACE_NS (1 * LM_NS_PER_S)
+#define STOP_TIMEOUT_MS 2000
 #define DISMISS 'q'
 
 struct lm_guardian_shared {
@@ -269,13 +270,14 @@ void lm_guardian_idle(struct lm_guardian *g)
 
 void lm_guardian_stop(struct lm_guardian *g)
 {
+	struct pollfd p = { .fd = g->fd, .events = POLLIN };
 	char byte = DISMISS;
 
 	if (!g->shared)
 		return;
+	/* Its end of the socket closes when it is gone; one that is stopped is not waited for. */
 	if (send(g->fd, &byte, 1, MSG_NOSIGNAL) == 1)
-		while (read(g->fd, &byte, 1) < 0 && errno == EINTR)
-			;
+		poll(&p, 1, STOP_TIMEOUT_MS);
 	lm_close_fd(&g->fd);
 	munmap(g->shared, sizeof(*g->shared));
 	memset(g, 0, sizeof(*g));

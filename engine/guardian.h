@@ -22,7 +22,6 @@
 #define LM_GUARDIAN_H
 
 #include <stdatomic.h>
-#include <sys/types.h>
 #include "transport.h"
 #include "vm.h"
 
@@ -31,7 +30,6 @@ enum lm_phase { LM_PHASE_IDLE, LM_PHASE_PAUSED, LM_PHASE_REVOKED, LM_PHASE_COMMI
 struct lm_guardian {
 	struct lm_guardian_shared *shared; /* NULL: there is no guardian */
 	int fd;                            /* our end of the socket; its end is the guardian's news of our death */
-	pid_t pid;
 };
 
 /*

@@ -35,10 +35,12 @@ uint64_t lm_ram_size(const struct lm_ram *ram)
 int lm_ram_map(struct lm_ram *ram, bool writable, struct lm_error *err)
 {
 	int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+	/* Reading needs no huge pages of its own; writing fails here, not later, when there are none. */
+	int flags = MAP_SHARED | (writable ? 0 : MAP_NORESERVE);
 
 	for (unsigned i = 0; i < ram->nregions; i++) {
 		struct lm_region *r = &ram->regions[i];
-		void *p = mmap(NULL, r->size, prot, MAP_SHARED, r->fd, (off_t)r->file_offset);
+		void *p = mmap(NULL, r->size, prot, flags, r->fd, (off_t)r->file_offset);
 
 		if (p == MAP_FAILED)
 			return lm_err_errno(err, -errno, LM_SCOPE_SESSION,

@@ -183,7 +183,7 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 	if (!r && !src->pause_begun && now > src->deadline_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "not ready to switch over within --timeout");
 	if (!r && src->pause_begun && now > src->deadline_ns)
-		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause would last longer than --max-pause");
+		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the guest would be paused for longer than --max-pause");
 	if (!r && now - src->last_ping_ns > PING_NS) {
 		src->last_ping_ns = now;
 		if (src->asked_ns <= s->control.last_heard_ns)
@@ -192,6 +192,11 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 	}
 	progress(s, now);
 	return r;
+}
+
+int lm_precopy_tick(struct lm_session *s, struct lm_error *err)
+{
+	return tick(s, false, err);
 }
 
 static int wait_job(struct lm_session *s, struct lm_error *err)

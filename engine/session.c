@@ -10,6 +10,8 @@
 #include "session.h"
 #include "testhook.h"
 
+#define TIME_MAX_NS (365 * 24 * 3600 * LM_NS_PER_S) /* sums of a few stay far below INT64_MAX */
+
 #ifndef LM_VERSION
 #define LM_VERSION "0.1.0"
 #endif
@@ -128,6 +130,9 @@ static int options_check(const struct lm_options *o, struct lm_error *err)
 			      o->transport ? o->transport : "");
 	if (o->lanes > LM_LANES_MAX)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u lanes: at most %d", o->lanes, LM_LANES_MAX);
+	if (o->max_downtime_ns > TIME_MAX_NS || o->max_pause_ns > TIME_MAX_NS || o->timeout_ns > TIME_MAX_NS ||
+	    o->peer_timeout_ns > TIME_MAX_NS || o->qmp_timeout_ns > TIME_MAX_NS)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "a time limit above a year");
 	if (o->max_downtime_ns <= 0 || o->max_pause_ns <= 0 || o->timeout_ns < 0 ||
 	    o->peer_timeout_ns <= 0 || o->qmp_timeout_ns <= 0)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "a time limit must be above zero");
@@ -178,8 +183,7 @@ static int64_t cpu_ns(void)
 	       (u.ru_utime.tv_usec + u.ru_stime.tv_usec) * INT64_C(1000);
 }
 
-/* A VM that does not answer is not lost yet: only its process's end is. */
-static bool vm_gone(const struct lm_session *s)
+bool lm_session_vm_gone(const struct lm_session *s)
 {
 	struct pollfd p = { .fd = s->vm->pidfd, .events = POLLIN };
 
@@ -189,7 +193,7 @@ static bool vm_gone(const struct lm_session *s)
 /* What an error before COMMIT means; after it the sides have set the outcome themselves. */
 static enum lm_outcome outcome_of(const struct lm_session *s, const struct lm_error *e)
 {
-	if (e->scope == LM_SCOPE_VM && vm_gone(s))
+	if (e->scope == LM_SCOPE_VM && lm_session_vm_gone(s))
 		return LM_OUTCOME_VM_LOST;
 	if (e->code == -ECANCELED)
 		return LM_OUTCOME_CANCELLED;

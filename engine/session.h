@@ -50,6 +50,7 @@ struct lm_dest {
 	uint64_t state_bytes;
 	int64_t load_ns;
 	bool load_begun, committed, lane_dropped;
+	struct lm_error *lane_errors; /* per lane, written by its thread before it ends */
 };
 
 struct lm_session {
@@ -89,6 +90,8 @@ void lm_dest_cleanup(struct lm_session *s);
 int lm_precopy_arm(struct lm_session *s, struct lm_error *err);
 int lm_precopy_first(struct lm_session *s, struct lm_error *err);
 int lm_precopy_rounds(struct lm_session *s, struct lm_error *err);
+/* Look at the peer, the user and the clock; to be called several times a second while waiting. */
+int lm_precopy_tick(struct lm_session *s, struct lm_error *err);
 /* One scan + copy with the guest stopped and drained. */
 int lm_precopy_last(struct lm_session *s, struct lm_error *err);
 
@@ -102,6 +105,8 @@ int lm_session_stage(struct lm_session *s, const char *name, struct lm_error *er
 void lm_session_event(struct lm_session *s, struct lm_event *event);
 void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* The process behind the VM has exited: a VM that does not answer is not lost yet. */
+bool lm_session_vm_gone(const struct lm_session *s);
 int lm_session_check_cancel(struct lm_session *s, struct lm_error *err);
 int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_error *err);
 /* Deadline for one answer of the peer. */

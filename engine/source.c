@@ -91,15 +91,19 @@ static int bind_regions(struct lm_session *s, const struct lm_msg *ready, struct
 /* RESIDENT... READY: what the destination's memory holds already, and where it is. */
 static int recv_ready(struct lm_session *s, struct lm_error *err)
 {
-	for (;;) {
+	/* As many as the smallest extents could need, and no more. */
+	uint64_t left = s->summary.ram_bytes / LM_PAGE_SIZE / LM_WIRE_EXTENTS_MAX + s->ram.nregions;
+
+	for (;; left--) {
 		struct lm_msg msg;
-		int r = lm_control_recv(&s->control, &msg, lm_session_peer_deadline(s), err);
+		int r = lm_control_recv(&s->control, &msg,
+					lm_deadline_min(lm_session_peer_deadline(s), s->src.deadline_ns), err);
 
 		if (r)
 			return r;
 		if (msg.type == LM_MSG_READY)
 			return bind_regions(s, &msg, err);
-		if (msg.type != LM_MSG_RESIDENT)
+		if (msg.type != LM_MSG_RESIDENT || !left)
 			return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent %s where READY was due",
 				      lm_msg_name(msg.type));
 		r = lm_wire_get_resident(msg.payload, msg.len, s->src.copier.filled.maps, s->ram.nregions, err);

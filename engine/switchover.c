@@ -13,9 +13,9 @@
 
 /*
  * RAM that was plugged or unplugged since the start: the map is old, so give up.
- * Asking takes a millisecond or two, so it is done while the guest runs.  A change
- * between here and the pause does not slip through: QEMU's own stream begins with
- * the list of its RAM blocks, and a destination with another list refuses it.
+ * Asking takes a millisecond or two.  So it is done twice: while the guest still
+ * runs, which finds all but a change in the last moment, and, for that one, while
+ * the destination loads the device state and this side has nothing else to do.
  */
 static int check_layout(struct lm_session *s, struct lm_error *err)
 {
@@ -67,14 +67,10 @@ static int pause_start(struct lm_session *s, struct lm_error *err)
 static int pause_wait(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_vm_times times = { 0 };
-	int r, waited_ms = 0;
+	int r;
 
 	while ((r = lm_vm_pause_wait(s->vm, 20, &times, err)) == -EAGAIN) {
-		waited_ms += 20;
-		r = lm_session_check_cancel(s, err);
-		if (!r && lm_now_ns() > s->src.deadline_ns)
-			r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION,
-				   "the guest did not stop within --max-pause (%d ms)", waited_ms);
+		r = lm_precopy_tick(s, err);
 		if (r)
 			return r;
 	}
@@ -138,6 +134,11 @@ static int device_state(struct lm_session *s, struct lm_error *err)
 		r = send_saved(s, err);
 	if (!r)
 		r = lm_session_stage(s, "saved", err);
+	if (!r)
+		r = check_layout(s, err);
+	/* A source QEMU that dies now is not missed: the whole guest is at the destination. */
+	if (r && err->scope == LM_SCOPE_VM && lm_session_vm_gone(s))
+		r = 0;
 	if (!r)
 		r = lm_control_expect(&s->control, LM_MSG_LOADED, &msg, s->src.deadline_ns, err);
 	if (!r)

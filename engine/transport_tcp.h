@@ -43,7 +43,7 @@
 /* Longest pieces that one step receives and clears: they bound how long shut() has to wait. */
 #define TCP_PIECE_BYTES (UINT64_C(1) << 20)
 #define TCP_ZERO_BYTES (UINT64_C(64) << 20)
-#define TCP_LOWAT (256 << 10)
+#define TCP_LOWAT (512 << 10)
 #define TCP_SCRATCH_SIZE (64 << 10)
 
 enum tcp_method { TCP_COPY, TCP_SPLICE };

@@ -188,7 +188,7 @@ static int recv_some(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *r
 
 /*
  * How much has to come before we want to be woken up; see transport_tcp.h.  Well
- * below what the socket's buffer takes: a low-water mark that is close to the
+ * below the window (half of the buffer): a low-water mark that is close to the
  * window lets the two sides wait for each other until a timer of TCP's fires.
  */
 static int lowat_wanted(const struct tcp_lane *l, int fd)
@@ -199,8 +199,8 @@ static int lowat_wanted(const struct tcp_lane *l, int fd)
 
 	if (due > TCP_LOWAT)
 		due = TCP_LOWAT;
-	if (due > 1 && !getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, &len) && due > (uint64_t)rcvbuf / 8)
-		due = (uint64_t)rcvbuf / 8;
+	if (due > 1 && !getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, &len) && due > (uint64_t)rcvbuf / 4)
+		due = (uint64_t)rcvbuf / 4;
 	return due ? (int)due : 1;
 }
 

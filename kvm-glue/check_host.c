@@ -150,8 +150,8 @@ static void probe_tracking(struct lm_check *c)
 
 	found(c, r ? "not available: %s" : "asynchronous write protection and PAGEMAP_SCAN work", strerror(-r));
 	if (r)
-		advise(c, LM_CHECK_FAIL, "needs Linux 6.7 or newer with CONFIG_USERFAULTFD; in a container, a seccomp "
-		       "profile that allows userfaultfd. A destination does without");
+		advise(c, LM_CHECK_FAIL, "needs Linux 6.7 or newer with CONFIG_USERFAULTFD; in a container, a "
+				"seccomp profile that allows userfaultfd. A destination does without");
 }
 
 static void probe_minor(struct lm_check *c)
@@ -179,7 +179,8 @@ static void probe_ptrace(struct lm_check *c)
 
 	found(c, "%s CAP_SYS_PTRACE, ptrace_scope %ld", cap ? "with" : "without", scope);
 	if (scope >= 3)
-		advise(c, LM_CHECK_FAIL, "kernel.yama.ptrace_scope=3 forbids it to everybody until the next boot: set it to 1");
+		advise(c, LM_CHECK_FAIL, "kernel.yama.ptrace_scope=3 forbids it to everybody until the next "
+				"boot: set it to 1");
 	else if (!cap && scope > 0)
 		advise(c, LM_CHECK_FAIL, "run migrate-rdma as root or with CAP_SYS_PTRACE");
 	else if (!cap)
@@ -223,7 +224,8 @@ static void probe_huge_2m(struct lm_check *c)
 
 static void probe_huge_1g(struct lm_check *c)
 {
-	huge_probe(c, 1048576, "only guests with RAM on hugetlbfs need them: hugepagesz=1G hugepages=N on the kernel's command line");
+	huge_probe(c, 1048576, "only guests with RAM on hugetlbfs need them: hugepagesz=1G hugepages=N on the "
+			"kernel's command line");
 }
 
 static void probe_kvm(struct lm_check *c)
@@ -247,8 +249,8 @@ static void probe_rdma(struct lm_check *c)
 
 	found(c, "%s", n ? names : "none");
 	if (!n)
-		advise(c, LM_CHECK_ABSENT, "the rdma transport cannot be used, tcp is: install an RDMA NIC and its driver, "
-		       "or `rdma link add rxe0 type rxe netdev IFACE` for a software one");
+		advise(c, LM_CHECK_ABSENT, "the rdma transport cannot be used, tcp is: install an RDMA NIC and "
+				"its driver, or `rdma link add rxe0 type rxe netdev IFACE` for a software one");
 }
 
 static void probe_numa(struct lm_check *c)

@@ -52,31 +52,56 @@ static uint64_t insn_find_by(int mem, const struct lm_maps *maps, const struct l
 	return addr;
 }
 
-/* In the vdso, which every process has, or in any other code. */
-static int insn_find(pid_t pid, const struct lm_inject_arch *arch, uint64_t *ret, struct lm_error *err)
+/* In the vdso, which every process has, or in any other code; 0: nowhere. */
+static uint64_t insn_search(pid_t pid, const struct lm_maps *maps, const struct lm_inject_arch *arch,
+			    struct lm_error *err)
 {
-	struct lm_maps maps = { 0 };
 	LM_AUTO_FD int mem = -1;
+	uint64_t addr = 0;
 	char path[64];
-	int r = lm_maps_read(pid, &maps, err);
 
-	if (r)
-		return r;
-	if (!maps.n) { /* dead, and its parent has not looked yet */
-		lm_maps_fini(&maps);
-		return lm_err(err, -ESRCH, LM_SCOPE_VM, "process %d has ended", (int)pid);
-	}
 	snprintf(path, sizeof(path), "/proc/%d/mem", (int)pid);
 	mem = open(path, O_RDONLY | O_CLOEXEC);
-	*ret = mem < 0 ? 0 : insn_find_by(mem, &maps, arch, true);
-	if (mem >= 0 && !*ret)
-		*ret = insn_find_by(mem, &maps, arch, false);
+	if (mem < 0) {
+		lm_err_errno(err, -errno, LM_SCOPE_SESSION,
+			     "process %d may not be traced (run as its owner or as root)", (int)pid);
+		return 0;
+	}
+	addr = insn_find_by(mem, maps, arch, true);
+	if (!addr)
+		addr = insn_find_by(mem, maps, arch, false);
+	if (!addr)
+		lm_err(err, -ENOTSUP, LM_SCOPE_SESSION,
+		       "process %d has no system call instruction that can be read", (int)pid);
+	return addr;
+}
+
+/* Gone, or dead and its parent has not looked yet. */
+static bool has_ended(pid_t pid)
+{
+	struct lm_maps maps = { 0 };
+	bool ended = lm_maps_read(pid, &maps, NULL) == -ESRCH || !maps.n;
+
 	lm_maps_fini(&maps);
-	if (mem < 0)
-		return lm_err_errno(err, -errno, LM_SCOPE_SESSION,
-				    "process %d may not be traced (run as its owner or as root)", (int)pid);
-	return *ret ? 0 : lm_err(err, -ENOTSUP, LM_SCOPE_SESSION,
-				 "process %d has no system call instruction that can be read", (int)pid);
+	return ended;
+}
+
+static int insn_find(pid_t pid, const struct lm_inject_arch *arch, uint64_t *ret, struct lm_error *err)
+{
+	struct lm_error e = { 0 };
+	struct lm_maps maps = { 0 };
+	int r = lm_maps_read(pid, &maps, &e);
+
+	*ret = r ? 0 : insn_search(pid, &maps, arch, &e);
+	lm_maps_fini(&maps);
+	if (*ret)
+		return 0;
+	/* whatever failed: a process that has ended is the reason */
+	if (has_ended(pid))
+		return lm_err(err, -ESRCH, LM_SCOPE_VM, "process %d has ended", (int)pid);
+	if (err)
+		*err = e;
+	return e.code;
 }
 
 static ssize_t answer_receive(int sock, struct inject_answer *a, int *fds)

@@ -118,7 +118,8 @@ static int seize_error(const struct tracee *t, int code, struct lm_error *err)
 		return gone(t, err);
 	if (tracer)
 		return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
-			      "process %d is traced by process %d (gdb, strace?): detach that first", (int)t->tid, tracer);
+			      "process %d is traced by process %d (gdb, strace?): detach that "
+			      "first", (int)t->tid, tracer);
 	if (code == -EPERM || code == -EACCES)
 		return lm_err(err, code, LM_SCOPE_SESSION,
 			      "process %d may not be traced: run migrate-rdma as root, or as its owner with "

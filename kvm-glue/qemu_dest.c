@@ -47,8 +47,8 @@ static bool load_ended(void *opaque)
 static int load_died(int code, struct lm_error *err)
 {
 	return lm_err(err, code, LM_SCOPE_VM,
-		      "the destination's QEMU ended while it loaded the device state: its log says why (machine type, "
-		      "CPU or devices differ from the source's?)");
+		      "the destination's QEMU ended while it loaded the device state: its log says why "
+		      "(machine type, CPU or devices differ from the source's?)");
 }
 
 static int load_error(struct qemu *q, struct lm_error *err)
@@ -76,11 +76,13 @@ static int loaded_wait(struct qemu *q, int64_t deadline_ns, struct lm_error *err
 			return r;
 		if (st.running)
 			return lm_err(err, -EPROTO, LM_SCOPE_SESSION,
-				      "the guest runs at the destination before it was told to: somebody sent `cont`");
+				      "the guest runs at the destination before it was told to: somebody sent "
+				      "`cont`");
 		if (strcmp(st.run, "inmigrate"))
 			return 0;
 		if (lm_now_ns() >= deadline_ns)
-			return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "QEMU did not load the device state in time");
+			return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "QEMU did not load the device state "
+					"in time");
 		nanosleep(&pause, NULL);
 	}
 }

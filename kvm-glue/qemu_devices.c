@@ -48,7 +48,8 @@ static int device_may_discard(void *opaque, const char *type)
 {
 	struct discard_search *s = opaque;
 
-	if (strncmp(type, "virtio-balloon", strlen("virtio-balloon")) && strncmp(type, "virtio-mem", strlen("virtio-mem")))
+	if (strncmp(type, "virtio-balloon", strlen("virtio-balloon")) &&
+	    strncmp(type, "virtio-mem", strlen("virtio-mem")))
 		return 0;
 	snprintf(s->what, s->size, "%s", type);
 	return 1;

@@ -193,12 +193,14 @@ static int region_open(const struct qemu *q, const struct qemu_memdev *d, const 
 	r->ino = st.st_ino;
 	if (r->dev != map->dev || r->ino != map->ino)
 		return lm_err(err, -ESTALE, LM_SCOPE_SESSION,
-			      "%s is not the file any more that memory backend %s has mapped: run migrate-rdma as root",
+			      "%s is not the file any more that memory backend %s has mapped: run migrate-rdma "
+			      "as root",
 			      d->path, d->id);
 	r->page_size = file_page_size(r->fd);
 	if (!r->page_size)
 		return lm_err(err, -EOPNOTSUPP, LM_SCOPE_SESSION,
-			      "memory backend %s: %s is neither on tmpfs nor on hugetlbfs: give it mem-path=/dev/shm/NAME",
+			      "memory backend %s: %s is neither on tmpfs nor on hugetlbfs: give it "
+			      "mem-path=/dev/shm/NAME",
 			      d->id, d->path);
 	return 0;
 }
@@ -214,8 +216,8 @@ static int region_place(const struct qemu_memdev *d, const struct lm_maps *maps,
 	n = lm_maps_find(maps, r->dev, r->ino, r->file_offset, r->size, &run);
 	if (n > 1)
 		return lm_err(err, -EOPNOTSUPP, LM_SCOPE_SESSION,
-			      "memory backend %s: QEMU has its file mapped writable %u times: two backends share %s, "
-			      "or part of it is read-only", d->id, n, d->path);
+			      "memory backend %s: QEMU has its file mapped writable %u times: two backends "
+			      "share %s, or part of it is read-only", d->id, n, d->path);
 	if (n == 0 || run.offset > r->file_offset || run.offset + run.size < r->file_offset + r->size)
 		return lm_err(err, -EOPNOTSUPP, LM_SCOPE_SESSION,
 			      "memory backend %s: QEMU does not have all of %s mapped shared and writable", d->id,
@@ -239,8 +241,8 @@ static int region_read(const struct qemu *q, const struct qemu_memdev *d, const 
 
 		lm_proc_comm(q->pid, comm, sizeof(comm));
 		return lm_err(err, -ESRCH, LM_SCOPE_SESSION,
-			      "process %d (%s) does not have %s mapped, so it is not the QEMU behind this QMP socket: "
-			      "give the process id of QEMU with --pid", (int)q->pid, comm, d->path);
+			      "process %d (%s) does not have %s mapped, so it is not the QEMU behind this QMP "
+			      "socket: give the process id of QEMU with --pid", (int)q->pid, comm, d->path);
 	}
 	ret = region_open(q, d, map, r, err);
 	return ret ? ret : region_place(d, maps, r, err);

@@ -50,7 +50,8 @@ static int run_loaded(struct lm_qmp *qmp, int64_t deadline_ns, struct lm_error *
 		return r;
 	if (!strcmp(st.run, "inmigrate") || strcmp(st.migration, "completed"))
 		return lm_err(err, -EINVAL, LM_SCOPE_SESSION,
-			      "this QEMU has no whole guest to run (%s, incoming migration: %s)", st.run, st.migration);
+			      "this QEMU has no whole guest to run (%s, incoming migration: "
+			      "%s)", st.run, st.migration);
 	return qemu_cont(qmp, deadline_ns, err);
 }
 
@@ -123,16 +124,17 @@ static const char *meaning(const struct qemu_status *st)
 	if (st->running)
 		return "The guest runs here.";
 	if (!strcmp(st->run, "inmigrate"))
-		return "A destination that has not received the whole guest: it cannot run here. Run it at the source, "
-		       "then end this QEMU.";
+		return "A destination that has not received the whole guest: it cannot run here. Run it at the "
+				"source, then end this QEMU.";
 	if (completed && (!strcmp(st->run, "postmigrate") || !strcmp(st->run, "finish-migrate")))
-		return "An in-doubt source: the whole state has left, the guest is stopped here. Run it here only when it "
-		       "is certain that it does not run at the destination.";
+		return "An in-doubt source: the whole state has left, the guest is stopped here. Run it here "
+				"only when it is certain that it does not run at the destination.";
 	if (completed)
-		return "A loaded destination: the whole guest is here and stopped. Run it here only when it is certain "
-		       "that it does not run at the source.";
+		return "A loaded destination: the whole guest is here and stopped. Run it here only when it is "
+				"certain that it does not run at the source.";
 	if (qemu_migration_active(st->migration))
-		return "A source in the middle of a migration: nothing is lost, running it here cancels the migration.";
+		return "A source in the middle of a migration: nothing is lost, running it here cancels the "
+				"migration.";
 	return "The guest is paused here; no migration is under way.";
 }
 
@@ -154,7 +156,8 @@ static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t s
 
 	if (!r && !strcmp(st.run, "inmigrate"))
 		return lm_err(err, -EINVAL, LM_SCOPE_SESSION,
-			      "this QEMU has not received the whole guest (incoming migration: %s): it cannot run here",
+			      "this QEMU has not received the whole guest (incoming migration: %s): it cannot "
+			      "run here",
 			      st.migration);
 	if (!r)
 		r = qemu_settle(qmp, deadline_ns, &st, err);

@@ -70,11 +70,13 @@ static int rule_source_state(struct qemu *q, struct lm_check *c, struct lm_error
 		return advise(c, LM_CHECK_FAIL, "this QEMU waits for a guest: it can only be a destination");
 	if (!strcmp(st.run, "postmigrate") || !strcmp(st.run, "finish-migrate"))
 		return advise(c, LM_CHECK_FAIL,
-			      "an earlier migration left it paused (%s): see `migrate-rdma resolve` whether the guest runs "
-			      "elsewhere; QMP `cont` runs it here, and `stop` pauses it again", st.migration);
+			      "an earlier migration left it paused (%s): see `migrate-rdma resolve` whether "
+			      "the guest runs elsewhere; QMP `cont` runs it here, and `stop` pauses it "
+			      "again", st.migration);
 	if (!strcmp(st.run, "suspended"))
 		return advise(c, LM_CHECK_FAIL, "wake the guest first (QMP `system_wakeup`)");
-	return advise(c, LM_CHECK_FAIL, "a guest in this state cannot run on: reset it (QMP `system_reset`, `cont`) first");
+	return advise(c, LM_CHECK_FAIL, "a guest in this state cannot run on: reset it (QMP `system_reset`, "
+			"`cont`) first");
 }
 
 /*
@@ -115,7 +117,8 @@ static int rule_dest_state(struct qemu *q, struct lm_check *c, struct lm_error *
 	if (!cmdline_option(q, "-incoming", uri, sizeof(uri)))
 		strcpy(uri, "defer");
 	if (strcmp(st.migration, "none") || strcmp(uri, "defer"))
-		return advise(c, LM_CHECK_FAIL, "it waits for its own migration (-incoming %s): use -incoming defer instead",
+		return advise(c, LM_CHECK_FAIL, "it waits for its own migration (-incoming %s): use -incoming "
+				"defer instead",
 			      uri);
 	return 0;
 }
@@ -129,7 +132,8 @@ static int rule_source_migration(struct qemu *q, struct lm_check *c, struct lm_e
 		return r;
 	found(c, "last migration: %s", st.migration);
 	if (qemu_migration_active(st.migration))
-		return advise(c, LM_CHECK_FAIL, "another migration runs: wait for its end or give QMP `migrate_cancel`");
+		return advise(c, LM_CHECK_FAIL, "another migration runs: wait for its end or give QMP "
+				"`migrate_cancel`");
 	return 0;
 }
 
@@ -147,7 +151,8 @@ static int rule_blockers(struct qemu *q, struct lm_check *c, struct lm_error *er
 		return 0;
 	}
 	found(c, "%s", json_object_get_string(lm_js_at(reasons, 0)));
-	return advise(c, LM_CHECK_FAIL, "a device of this guest forbids migration: unplug it or start the guest without it");
+	return advise(c, LM_CHECK_FAIL, "a device of this guest forbids migration: unplug it or start the "
+			"guest without it");
 }
 
 static int rule_capabilities(struct qemu *q, struct lm_check *c, struct lm_error *err)
@@ -162,7 +167,8 @@ static int rule_capabilities(struct qemu *q, struct lm_check *c, struct lm_error
 	for (size_t i = 0; i < lm_js_len(list); i++)
 		n += one_of(lm_js_text(lm_js_at(list, i), "capability"), need);
 	found(c, "%u of the 3 that are needed", n);
-	return n == 3 ? 0 : advise(c, LM_CHECK_FAIL, "this QEMU lacks x-ignore-shared, pause-before-switchover or events");
+	return n == 3 ? 0 : advise(c, LM_CHECK_FAIL, "this QEMU lacks x-ignore-shared, pause-before-switchover "
+			"or events");
 }
 
 static int memdev_judge(const struct qemu_memdev *d, struct lm_check *c)
@@ -170,20 +176,22 @@ static int memdev_judge(const struct qemu_memdev *d, struct lm_check *c)
 	if (!strcmp(d->type, "memory-backend-memfd")) {
 		found(c, "memory backend %s is a memfd", d->id);
 		return advise(c, LM_CHECK_FAIL,
-			      "since QEMU 8.1 x-ignore-shared skips named files only: use memory-backend-file,id=%s,"
-			      "size=%lluM,mem-path=/dev/shm/NAME,share=on", d->id, (unsigned long long)d->size >> 20);
+			      "since QEMU 8.1 x-ignore-shared skips named files only: use "
+			      "memory-backend-file,id=%s,size=%lluM,mem-path=/dev/shm/NAME,share=on", d->id,
+			      (unsigned long long)d->size >> 20);
 	}
 	if (strcmp(d->type, "memory-backend-file")) {
 		found(c, "memory backend %s is of type %s", d->id, d->type);
 		return advise(c, LM_CHECK_FAIL,
-			      "start the guest with -object memory-backend-file,id=ram0,size=%lluM,mem-path=/dev/shm/NAME,"
-			      "share=on -machine memory-backend=ram0 (-m alone makes memory that no other process can map)",
+			      "start the guest with -object "
+			      "memory-backend-file,id=ram0,size=%lluM,mem-path=/dev/shm/NAME,share=on -machine "
+			      "memory-backend=ram0 (-m alone makes memory that no other process can map)",
 			      (unsigned long long)d->size >> 20);
 	}
 	if (!d->share) {
 		found(c, "memory backend %s (%s) is not shared", d->id, d->path);
-		return advise(c, LM_CHECK_FAIL, "add share=on to -object memory-backend-file,id=%s "
-			      "(-mem-path must become such an -object)", d->id);
+		return advise(c, LM_CHECK_FAIL, "add share=on to -object memory-backend-file,id=%s (-mem-path "
+			      "must become such an -object)", d->id);
 	}
 	return 0;
 }
@@ -200,8 +208,9 @@ static int rule_memory(struct qemu *q, struct lm_check *c, struct lm_error *err)
 	}
 	if (!r && !m.n) {
 		found(c, "no memory backend");
-		r = advise(c, LM_CHECK_FAIL, "start the guest with -object memory-backend-file,id=ram0,size=SIZE,"
-			   "mem-path=/dev/shm/NAME,share=on -machine memory-backend=ram0");
+		r = advise(c, LM_CHECK_FAIL, "start the guest with -object "
+			   "memory-backend-file,id=ram0,size=SIZE,mem-path=/dev/shm/NAME,share=on -machine "
+			   "memory-backend=ram0");
 	}
 	if (!r && c->status == LM_CHECK_OK)
 		found(c, "%u shared file(s), %llu MiB", m.n, (unsigned long long)size >> 20);
@@ -252,8 +261,8 @@ static int rule_sharers(struct qemu *q, struct lm_check *c, struct lm_error *err
 	}
 	found(c, "process %d (%s) has guest RAM mapped writable", (int)s.pid, s.comm);
 	return advise(c, LM_CHECK_FAIL,
-		      "its writes would be missed: vhost-user devices (virtiofsd, SPDK, DPDK, ...) are not supported; "
-		      "start the guest without it");
+		      "its writes would be missed: vhost-user devices (virtiofsd, SPDK, DPDK, ...) are not "
+		      "supported; start the guest without it");
 }
 
 static int device_unsafe(void *opaque, const char *type)
@@ -283,8 +292,8 @@ static int rule_devices(struct qemu *q, struct lm_check *c, struct lm_error *err
 	}
 	if (r)
 		return advise(c, LM_CHECK_FAIL,
-			      "it writes to guest RAM without QEMU's page table, unseen: unplug it (device_del) or start the "
-			      "guest without it");
+			      "it writes to guest RAM without QEMU's page table, unseen: unplug it "
+			      "(device_del) or start the guest without it");
 	found(c, "none that writes to guest RAM unseen");
 	return 0;
 }
@@ -313,7 +322,8 @@ static int rule_start_paused(struct qemu *q, struct lm_check *c, struct lm_error
 	found(c, "started with%s -S", paused ? "" : "out");
 	if (!paused)
 		return advise(c, LM_CHECK_WARN,
-			      "migrate-rdma will tell QEMU not to run the guest by itself; -S says so from the start");
+			      "migrate-rdma will tell QEMU not to run the guest by itself; -S says so from the "
+			      "start");
 	return 0;
 }
 

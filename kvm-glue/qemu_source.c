@@ -40,7 +40,8 @@ static int running_read(struct qemu *q, struct lm_error *err)
 	if (r)
 		return r;
 	if (qemu_migration_active(st.migration))
-		return lm_err(err, -EBUSY, LM_SCOPE_SESSION, "somebody else has started a migration of this guest (%s)",
+		return lm_err(err, -EBUSY, LM_SCOPE_SESSION, "somebody else has started a migration of this "
+				"guest (%s)",
 			      st.migration);
 	q->was_running = q->base.info.running = st.running;
 	return 0;

@@ -41,7 +41,8 @@ static int address_fill(const char *path, struct sockaddr_un *addr, int *ret_dir
 		return 0;
 	}
 	if (!slash || strlen(slash) >= sizeof(addr->sun_path) - sizeof("/proc/self/fd/2147483647"))
-		return lm_err(err, -ENAMETOOLONG, LM_SCOPE_SESSION, "the name of the QMP socket %s is too long", path);
+		return lm_err(err, -ENAMETOOLONG, LM_SCOPE_SESSION, "the name of the QMP socket %s is too "
+				"long", path);
 	dir = strndup(path, (size_t)(slash - path) + 1);
 	*ret_dir = dir ? open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
 	if (*ret_dir < 0)
@@ -57,8 +58,8 @@ static int connect_error(const char *path, int code, struct lm_error *err)
 			      "nobody listens at the QMP socket %s: the QEMU that made it has ended", path);
 	if (code == -EAGAIN)
 		return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
-			      "the QMP socket %s is busy: QEMU serves one client at a time and others wait already; "
-			      "give QEMU another -qmp socket for migrate-rdma", path);
+			      "the QMP socket %s is busy: QEMU serves one client at a time and others wait "
+			      "already; give QEMU another -qmp socket for migrate-rdma", path);
 	return lm_err_errno(err, code, LM_SCOPE_SESSION, "cannot connect to the QMP socket %s", path);
 }
 
@@ -91,8 +92,9 @@ static int greeting_wait(struct lm_qmp *q, const char *path, int64_t deadline_ns
 
 		if (r == -ETIMEDOUT)
 			return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
-				      "%s does not greet: another client is connected to this QMP socket (close it, or give "
-				      "QEMU another -qmp socket for migrate-rdma), or it is not QMP, or QEMU hangs", path);
+				      "%s does not greet: another client is connected to this QMP socket "
+				      "(close it, or give QEMU another -qmp socket for migrate-rdma), or it is "
+				      "not QMP, or QEMU hangs", path);
 		if (r)
 			return r;
 	}

@@ -66,7 +66,8 @@ static int api_negotiate(struct uffd_wp *u, struct lm_error *err)
 {
 	struct uffdio_api api = {
 		.api = UFFD_API,
-		.features = LM_UFFD_FEATURE_WP_ASYNC | LM_UFFD_FEATURE_WP_HUGETLBFS_SHMEM | LM_UFFD_FEATURE_WP_UNPOPULATED,
+		.features = LM_UFFD_FEATURE_WP_ASYNC | LM_UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+			    LM_UFFD_FEATURE_WP_UNPOPULATED,
 	};
 
 	if (ioctl(u->uffd, UFFDIO_API, &api))
@@ -92,8 +93,8 @@ static int uffd_make(struct uffd_wp *u, struct lm_error *err)
 		return r;
 	if (call.ret < 0)
 		return lm_err_errno(err, (int)call.ret, LM_SCOPE_SESSION,
-				    "userfaultfd is not available in process %d (forbidden by a seccomp filter, or kernel "
-				    "without CONFIG_USERFAULTFD)", (int)u->pid);
+				    "userfaultfd is not available in process %d (forbidden by a seccomp "
+				    "filter, or kernel without CONFIG_USERFAULTFD)", (int)u->pid);
 	u->uffd = call.fd;
 	return api_negotiate(u, err);
 }
@@ -117,8 +118,8 @@ static int region_register(struct uffd_wp *u, const struct lm_region *r, struct 
 		return 0;
 	if (errno == EBUSY)
 		return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
-			      "memory backend %s: another userfaultfd is at work in process %d (QEMU's own post-copy or "
-			      "background snapshot, or another migrate-rdma)", r->name, (int)u->pid);
+			      "memory backend %s: another userfaultfd is at work in process %d (QEMU's own "
+			      "post-copy or background snapshot, or another migrate-rdma)", r->name, (int)u->pid);
 	return syscall_error(u, "registering", r, err);
 }
 

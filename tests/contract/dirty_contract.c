@@ -1,38 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The contract of struct lm_dirty_ops, for every tracker and kind of memory.
- *
- * The "VM" is a child process with a shared file mapped that does what it is told
- * over a socket.  The test has the same file mapped and may read it.
- */
+/* The contract of struct lm_dirty_ops, for every tracker and kind of memory. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
 #include <fcntl.h>
-#include <linux/mount.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include "cleanup.h"
 #include "clock.h"
 #include "dirty.h"
+#include "dirty_contract_vm.h"
 #include "uffd_wp.h"
-
-#ifndef MFD_HUGE_2MB
-#define MFD_HUGE_2MB (21U << 26)
-#endif
-#define HUGE_SIZE (UINT64_C(2) << 20)
-#define RAM_SIZE (UINT64_C(64) << 20)
-#define NPAGES (RAM_SIZE >> LM_PAGE_SHIFT)
-#define NR_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 
 /* ---- trackers and kinds of memory ---- */
 
@@ -52,141 +37,10 @@ struct kind {
 	const struct memory_kind *memory;
 };
 
-static int file_tmpfs(void)
-{
-	return memfd_create("dirty-contract", MFD_CLOEXEC);
-}
-
-/* A tmpfs of transparent huge pages, mounted nowhere. */
-static int file_thp(void)
-{
-	LM_AUTO_FD int fs = (int)syscall(SYS_fsopen, "tmpfs", 1 /* FSOPEN_CLOEXEC */);
-	LM_AUTO_FD int mnt = -1;
-
-	if (fs < 0 || syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "huge", "always", 0) ||
-	    syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		return -1;
-	mnt = (int)syscall(SYS_fsmount, fs, 1 /* FSMOUNT_CLOEXEC */, 0);
-	return mnt < 0 ? -1 : openat(mnt, "ram", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-}
-
-static int file_hugetlb(void)
-{
-	return memfd_create("dirty-contract", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB);
-}
-
 static const struct tracker_kind uffd_wp = { "uffd-wp", lm_uffd_wp_new };
 static const struct memory_kind tmpfs = { "tmpfs", LM_PAGE_SIZE, file_tmpfs };
 static const struct memory_kind thp = { "tmpfs with huge pages", LM_PAGE_SIZE, file_thp };
 static const struct memory_kind hugetlb = { "hugetlbfs", HUGE_SIZE, file_hugetlb };
-
-/* ---- the child ---- */
-
-enum order { ORDER_WRITE, ORDER_READ, ORDER_KERNEL_WRITE, ORDER_DISCARD, ORDER_HAMMER, ORDER_REST, ORDER_EXIT };
-
-struct command {
-	enum order order;
-	uint64_t first, n, step; /* pages */
-};
-
-#define HAMMERS 3
-
-static struct {
-	uint8_t *mem;
-	int file;
-	_Atomic bool hammering;
-	pthread_t threads[HAMMERS];
-} child;
-
-static void page_write(uint64_t page)
-{
-	_Atomic uint64_t *word = (void *)(child.mem + (page << LM_PAGE_SHIFT));
-
-	atomic_fetch_add(word + page % 512, 1);
-}
-
-static void *hammer(void *seed)
-{
-	uint64_t x = (uintptr_t)seed * UINT64_C(0x9E3779B97F4A7C15) + 1;
-
-	while (child.hammering) {
-		x ^= x << 13;
-		x ^= x >> 7;
-		x ^= x << 17;
-		page_write(x % NPAGES);
-	}
-	return NULL;
-}
-
-/* As a device emulation does it: the kernel copies into guest memory. */
-static void kernel_write(uint64_t page)
-{
-	static const char text[64] = "written by the kernel";
-	int p[2];
-
-	if (pipe(p) || write(p[1], text, sizeof(text)) != sizeof(text) ||
-	    read(p[0], child.mem + (page << LM_PAGE_SHIFT) + 100, sizeof(text)) != sizeof(text))
-		_exit(2);
-	close(p[0]);
-	close(p[1]);
-}
-
-/* As a balloon does it in QEMU. */
-static void discard(uint64_t page, uint64_t n)
-{
-	off_t at = (off_t)(page << LM_PAGE_SHIFT), len = (off_t)(n << LM_PAGE_SHIFT);
-
-	if (fallocate(child.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len) ||
-	    madvise(child.mem + at, (size_t)len, MADV_DONTNEED))
-		_exit(3);
-}
-
-static void hammer_set(bool on)
-{
-	child.hammering = on;
-	for (uintptr_t i = 0; i < HAMMERS; i++) {
-		if (on && pthread_create(&child.threads[i], NULL, hammer, (void *)(i + 1)))
-			_exit(4);
-		if (!on)
-			pthread_join(child.threads[i], NULL);
-	}
-}
-
-static void obey_page(enum order order, uint64_t page)
-{
-	if (order == ORDER_WRITE)
-		page_write(page);
-	else if (order == ORDER_READ)
-		(void)*(volatile uint8_t *)(child.mem + (page << LM_PAGE_SHIFT));
-	else if (order == ORDER_KERNEL_WRITE)
-		kernel_write(page);
-}
-
-static void obey(const struct command *c)
-{
-	if (c->order == ORDER_EXIT)
-		_exit(0);
-	if (c->order == ORDER_DISCARD)
-		discard(c->first, c->n);
-	else if (c->order == ORDER_HAMMER || c->order == ORDER_REST)
-		hammer_set(c->order == ORDER_HAMMER);
-	else
-		for (uint64_t i = 0; i < c->n; i++)
-			obey_page(c->order, c->first + i * c->step);
-}
-
-static void child_main(int sock)
-{
-	struct command c;
-
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	while (read(sock, &c, sizeof(c)) == sizeof(c)) {
-		obey(&c);
-		if (write(sock, "k", 1) != 1)
-			break;
-	}
-	_exit(0);
-}
 
 /* ---- the test's side ---- */
 
@@ -219,7 +73,7 @@ static void child_start(struct world *w)
 	assert_true(w->pid >= 0);
 	if (!w->pid) {
 		close(sock[0]);
-		child_main(sock[1]);
+		child_main(sock[1], w->region.host, w->region.fd);
 	}
 	close(sock[1]);
 	w->sock = sock[0];
@@ -258,8 +112,6 @@ static int setup(void **state)
 	w->ram = (struct lm_ram){ r, 1, true };
 	assert_int_equal(lm_bitmap_init(&w->written, NPAGES), 0);
 	assert_int_equal(lm_bitmap_init(&w->absent, NPAGES), 0);
-	child.mem = r->host;
-	child.file = r->fd;
 	child_start(w);
 	*state = w;
 	return 0;
@@ -626,20 +478,6 @@ static void memory_that_is_not_mapped_any_more_is_an_error(void **state)
 	w->region.vm_addr += UINT64_C(1) << 40;
 	ok(w, w->kind->tracker->make(w->pid, &w->ram, &w->dirty, &w->err));
 	assert_true(lm_dirty_start(w->dirty, &w->err) < 0);
-}
-
-/* ---- huge pages are borrowed for the time of the test ---- */
-
-static long hugepages(long set)
-{
-	LM_AUTO_FILE FILE *f = fopen(NR_HUGEPAGES, set < 0 ? "re" : "we");
-	long n = -1;
-
-	if (!f)
-		return -1;
-	if (set >= 0)
-		return fprintf(f, "%ld", set) < 0 ? -1 : 0;
-	return fscanf(f, "%ld", &n) == 1 ? n : -1;
 }
 
 static int run(const struct kind *k)

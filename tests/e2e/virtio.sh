@@ -74,5 +74,7 @@ make_cpio()
 # The same lock as prepare.sh.
 exec 9>"$out/lock"
 flock 9
-[ -s "$out/vmlinuz" ] && [ -s "$out/modules/virtio_balloon.ko" ] || unpack_kernel
+if [ ! -s "$out/vmlinuz" ] || [ ! -s "$out/modules/virtio_balloon.ko" ]; then
+	unpack_kernel
+fi
 make_cpio

@@ -149,12 +149,12 @@ static void a_ping_is_answered_and_measured(void **state)
 
 static void an_abort_ends_the_wait_with_the_peers_words(void **state)
 {
-	struct lm_error why = { .code = -ENOSPC, .msg = "the pool is full" };
+	struct lm_error why = { .code = -ECONNABORTED, .msg = "the pool is full" };
 	struct ends *e = ends_new(false);
 
 	(void)state;
 	assert_int_equal(lm_control_send_abort(&e->a, &why, soon()), 0);
-	assert_fails(lm_control_recv(&e->b, &msg, soon(), &err), -ENOSPC, err);
+	assert_fails(lm_control_recv(&e->b, &msg, soon(), &err), -ECONNABORTED, err);
 	assert_non_null(strstr(err.msg, "the pool is full"));
 	assert_true(e->b.peer_aborted);
 	assert_false(e->a.peer_aborted);

@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -56,14 +57,25 @@ static void qemu_exec(char **argv, pid_t parent)
 	_exit(127);
 }
 
-/* The socket appears when QEMU listens. */
+/* The socket is a file a moment before QEMU listens on it. */
+static bool listens(const char *path)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	bool yes;
+
+	memcpy(a.sun_path, path, strlen(path) + 1);
+	yes = connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0;
+	close(fd);
+	return yes;
+}
+
 static bool socket_wait(struct rig_qemu *q)
 {
 	const struct timespec pause = { .tv_nsec = 5000000 };
-	struct stat st;
 
 	for (int i = 0; i < 4000; i++) {
-		if (!stat(q->qmp, &st))
+		if (listens(q->qmp))
 			return true;
 		if (waitpid(q->pid, NULL, WNOHANG) == q->pid) {
 			q->pid = 0;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -144,7 +145,9 @@ static void an_unlinked_file_is_found(void **state)
 
 	(void)state;
 	rig_start_good(&q, "-S");
+	assert_attached(attach(LM_SOURCE)); /* it talks when it has made the file */
 	assert_int_equal(unlink(q.ram), 0);
+	lm_vm_detach(vm);
 	assert_attached(attach(LM_SOURCE));
 	assert_int_equal(lm_vm_regions(vm, &ram, &err), 0);
 	lm_ram_fini(&ram);
@@ -304,17 +307,23 @@ static void another_process_with_the_memory_is_refused(void **state)
 
 	(void)state;
 	rig_start_good(&q, "-S");
+	assert_attached(attach(LM_SOURCE));
+	lm_vm_detach(vm);
+	vm = NULL;
 	fd = open(q.ram, O_RDWR | O_CLOEXEC);
+	assert_true(fd >= 0);
 	assert_int_equal(pipe(p), 0);
 	other = fork();
 	if (!other) {
-		if (mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED || write(p[1], "k", 1) != 1)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED ||
+		    write(p[1], "k", 1) != 1)
 			_exit(1);
 		pause();
 		_exit(0);
 	}
 	assert_int_equal(read(p[0], &c, 1), 1);
-	snprintf(words, sizeof(words), "process %d (test-kvm-glue-a", (int)other);
+	snprintf(words, sizeof(words), "process %d (", (int)other);
 	assert_refused(attach(LM_SOURCE), words);
 	kill(other, SIGKILL);
 	waitpid(other, NULL, 0);

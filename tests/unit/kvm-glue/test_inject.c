@@ -214,7 +214,8 @@ static unsigned child_fds(void)
 static void assert_well(void)
 {
 	if (sh->bad)
-		fail_msg("%llu things went wrong in the child, the last is %ld", (unsigned long long)sh->bad, sh->what);
+		fail_msg("%llu things went wrong in the child, the last is "
+				"%ld", (unsigned long long)sh->bad, sh->what);
 }
 
 static void turns_wait(uint64_t n)
@@ -225,6 +226,15 @@ static void turns_wait(uint64_t n)
 	for (int i = 0; i < 3000 && sh->turns < before + n; i++)
 		nanosleep(&pause, NULL);
 	assert_true(sh->turns >= before + n);
+}
+
+static void first_turn_wait(void)
+{
+	const struct timespec pause = { .tv_nsec = LM_NS_PER_MS };
+
+	for (int i = 0; i < 3000 && !sh->turns; i++)
+		nanosleep(&pause, NULL);
+	assert_true(sh->turns > 0);
 }
 
 static void inject_many(const char *name)
@@ -245,7 +255,7 @@ static void inject_many(const char *name)
 static void notices_nothing(void (*work)(void), const char *name)
 {
 	child_start(work);
-	turns_wait(1);
+	first_turn_wait();
 	inject_many(name);
 	if (work != do_read && work != do_ppoll_forever)
 		turns_wait(2);
@@ -322,7 +332,7 @@ static void gets_all_signals(void (*work)(void), const char *name)
 	uint64_t sent = 0;
 
 	child_start(work);
-	turns_wait(1);
+	first_turn_wait();
 	sending = true;
 	assert_int_equal(pthread_create(&t, NULL, send_signals, &sent), 0);
 	inject_many(name);

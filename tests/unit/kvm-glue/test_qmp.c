@@ -16,143 +16,21 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "qmp.h"
+#include "qmp_server.h"
 
-#define GREETING "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}}, \"capabilities\": [\"oob\"]}}\r\n"
 #define SOON (200 * LM_NS_PER_MS)
-
-/* ---- the server ---- */
-
-static struct {
-	char dir[64], path[128];
-	int listener, fd;
-	void (*script)(void);
-	pthread_t thread;
-	bool running;
-	char line[65536]; /* the last command */
-	char id[64];
-	int passed_fd;
-} srv;
-
-static void say(const char *text)
-{
-	size_t len = strlen(text);
-
-	while (len) {
-		ssize_t n = send(srv.fd, text, len, MSG_NOSIGNAL);
-
-		if (n <= 0)
-			return;
-		text += n;
-		len -= (size_t)n;
-	}
-}
-
-/* One byte at a time, so that descriptors come with the byte they were sent on. */
-static bool hear_byte(char *c)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec iov = { c, 1 };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
-			      .msg_controllen = sizeof(control.bytes) };
-	struct cmsghdr *h;
-
-	if (recvmsg(srv.fd, &msg, MSG_CMSG_CLOEXEC) != 1)
-		return false;
-	h = CMSG_FIRSTHDR(&msg);
-	if (h && h->cmsg_type == SCM_RIGHTS)
-		memcpy(&srv.passed_fd, CMSG_DATA(h), sizeof(int));
-	return true;
-}
-
-/* The next command; its id is remembered.  False at the end. */
-static bool hear(void)
-{
-	size_t n = 0;
-	char c, *id;
-
-	while (n < sizeof(srv.line) - 1 && hear_byte(&c) && c != '\n')
-		srv.line[n++] = c;
-	srv.line[n] = 0;
-	id = strstr(srv.line, "\"id\":\"");
-	if (id)
-		snprintf(srv.id, sizeof(srv.id), "%.*s", (int)strcspn(id + 6, "\""), id + 6);
-	return n > 0;
-}
-
-/* "@" in the text becomes the id of the last command. */
-static void answer(const char *text)
-{
-	char buf[1024];
-	const char *at = strchr(text, '@');
-
-	snprintf(buf, sizeof(buf), "%.*s%s%s\r\n", (int)(at - text), text, srv.id, at + 1);
-	say(buf);
-}
-
-static void answer_ok(void)
-{
-	answer("{\"return\": {}, \"id\": \"@\"}");
-}
-
-static void *serve(void *arg)
-{
-	(void)arg;
-	srv.fd = accept(srv.listener, NULL, NULL);
-	if (srv.fd < 0)
-		return NULL;
-	srv.script();
-	close(srv.fd);
-	return NULL;
-}
-
-static void negotiate(void)
-{
-	say(GREETING);
-	hear();
-	answer_ok();
-}
 
 /* ---- the test's side ---- */
 
 static struct lm_qmp *q;
 static struct lm_error err;
 
-static void server_start(void (*script)(void))
-{
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-
-	memset(&srv, 0, sizeof(srv));
-	srv.passed_fd = -1;
-	strcpy(srv.dir, "/tmp/lm-qmp-XXXXXX");
-	assert_non_null(mkdtemp(srv.dir));
-	snprintf(srv.path, sizeof(srv.path), "%s/qmp", srv.dir);
-	memcpy(a.sun_path, srv.path, strlen(srv.path) + 1);
-	srv.listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	assert_int_equal(bind(srv.listener, (struct sockaddr *)&a, sizeof(a)), 0);
-	assert_int_equal(listen(srv.listener, 1), 0);
-	srv.script = script;
-	assert_int_equal(pthread_create(&srv.thread, NULL, serve, NULL), 0);
-	srv.running = true;
-}
-
 static int teardown(void **state)
 {
 	(void)state;
 	lm_qmp_close(q);
 	q = NULL;
-	if (srv.running) {
-		shutdown(srv.listener, SHUT_RDWR);
-		pthread_join(srv.thread, NULL);
-		close(srv.listener);
-		unlink(srv.path);
-		rmdir(srv.dir);
-	}
-	lm_close_fd(&srv.passed_fd);
-	memset(&srv, 0, sizeof(srv));
-	srv.passed_fd = -1;
+	server_stop();
 	return 0;
 }
 
@@ -272,8 +150,9 @@ static void note_event(void *opaque, const char *name, struct json_object *data,
 	event_time = time_ns;
 }
 
-#define EVENT(n, s) \
-	"{\"timestamp\": {\"seconds\": 1795362100, \"microseconds\": 207580}, \"event\": \"" n "\", \"data\": {\"status\": \"" s "\"}}\r\n"
+#define EVENT(n, s)                                                                             \
+	"{\"timestamp\": {\"seconds\": 1795362100, \"microseconds\": 207580}, \"event\": \"" n "\", "   \
+	"\"data\": {\"status\": \"" s "\"}}\r\n"
 
 static void script_mixed(void)
 {
@@ -650,6 +529,5 @@ int main(void)
 	};
 
 	signal(SIGPIPE, SIG_IGN);
-	srv.passed_fd = -1;
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
