@@ -363,32 +363,36 @@ static int handle_saved(struct lm_session *s, const struct lm_msg *msg, struct l
 				       lm_session_peer_deadline(s), err);
 }
 
-static int run_guest(struct lm_session *s, struct lm_vm_times *times, struct lm_error *err)
+static int run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err)
 {
 	int r = lm_session_stage(s, "fenced", err);
 
-	if (r || s->opt.start_paused || !s->dst.open.info.running)
+	if (r || !run)
 		return r;
 	return lm_vm_resume(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), times, err);
 }
 
 static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
 {
-	bool run = s->dst.open.info.running && !s->opt.start_paused;
 	struct lm_wire_times answer = { .load_ns = lm_le64((uint64_t)s->dst.load_ns) };
 	struct lm_vm_times times = { 0 };
 	struct lm_error e = { 0 };
 	int64_t begin = lm_now_ns();
-	int r;
+	uint32_t flags;
+	bool run;
+	int r = lm_wire_get_u32(msg->payload, msg->len, "COMMIT", &flags, err);
 
-	if (msg->len)
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: COMMIT length");
-	r = lm_session_stage(s, "commit", err);
+	if (!r && flags & ~LM_COMMIT_RUN)
+		r = lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: COMMIT flags");
+	if (!r)
+		r = lm_session_stage(s, "commit", err);
 	if (r)
 		return r;
-	lm_guardian_commit(&s->guardian, run);
+	run = (flags & LM_COMMIT_RUN) && !s->opt.start_paused;
+	lm_guardian_run(&s->guardian, run);
+	lm_guardian_commit(&s->guardian);
 	s->dst.committed = true;
-	r = run_guest(s, &times, err);
+	r = run_guest(s, run, &times, err);
 	if (r)
 		return r;
 	lm_guardian_idle(&s->guardian);

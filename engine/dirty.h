@@ -24,7 +24,7 @@ struct lm_dirty_ops {
 	 * *absent (NULL: not asked for) the pages that the VM has not mapped at
 	 * present: where the file has a hole too, their content is zero now.
 	 * Called by several threads at once for ranges that do not overlap; each range
-	 * begins and ends at multiples of 64 pages (or the region's end), so bitmap words
+	 * begins and ends at multiples of 64 pages and of the region's page_size (or its end), so bitmap words
 	 * are never shared between threads.
 	 * After an error the collection is lost and the session must be given up.
 	 */

@@ -24,7 +24,7 @@
 struct lm_guardian_shared {
 	_Atomic int phase;
 	_Atomic int64_t deadline_ns; /* of the pause, CLOCK_MONOTONIC */
-	_Atomic bool run;            /* destination: COMMIT said that the guest shall run */
+	_Atomic bool run;            /* the guest shall run afterwards */
 };
 
 /* What the guardian process knows. */
@@ -32,7 +32,6 @@ struct guard {
 	struct lm_guardian_shared *shared;
 	const struct lm_vm_ops *ops;
 	enum lm_side side;
-	bool was_running;
 	int fd, rescue_fd, pidfd;
 };
 
@@ -70,7 +69,7 @@ static void undo_pause(const struct guard *g)
 	if (g->side == LM_DEST)
 		rescue(g, LM_RESCUE_END, "the engine died before COMMIT: the destination's guest was ended, "
 					 "the source has it");
-	else if (g->was_running)
+	else if (atomic_load(&g->shared->run))
 		rescue(g, LM_RESCUE_UNDO_RUN, "the migration was undone, the guest runs here again");
 	else
 		rescue(g, LM_RESCUE_UNDO, "the migration was undone, the guest is here, paused as before");
@@ -207,7 +206,7 @@ static int fork_guardian(const struct guard *g, struct lm_error *err)
 int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
 		      struct lm_error *err)
 {
-	struct guard guard = { .ops = vm->ops, .side = side, .was_running = vm->info.running,
+	struct guard guard = { .ops = vm->ops, .side = side,
 			       .rescue_fd = vm->rescue_fd, .pidfd = vm->pidfd };
 	int pair[2], r;
 
@@ -223,6 +222,7 @@ int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_sid
 		goto unmap;
 	}
 	guard.fd = pair[1];
+	atomic_store(&guard.shared->run, vm->info.running);
 	r = fork_guardian(&guard, err);
 	lm_close_fd(&pair[1]);
 	if (r)
@@ -246,13 +246,18 @@ void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns)
 	atomic_store(&g->shared->phase, LM_PHASE_PAUSED);
 }
 
-bool lm_guardian_commit(struct lm_guardian *g, bool run)
+void lm_guardian_run(struct lm_guardian *g, bool run)
+{
+	if (g->shared)
+		atomic_store(&g->shared->run, run);
+}
+
+bool lm_guardian_commit(struct lm_guardian *g)
 {
 	int phase = LM_PHASE_PAUSED;
 
 	if (!g->shared)
 		return true;
-	atomic_store(&g->shared->run, run);
 	return atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_COMMITTED);
 }
 

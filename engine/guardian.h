@@ -40,8 +40,10 @@ int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_sid
 		      struct lm_error *err);
 /* The guest is about to be paused (source) or loaded (destination). */
 void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns);
+/* Whether the guest shall run when the guardian brings it back, or after COMMIT.  Starts as vm->info.running. */
+void lm_guardian_run(struct lm_guardian *g, bool run);
 /* About to send COMMIT / COMMIT received.  false: the guardian has undone the pause. */
-bool lm_guardian_commit(struct lm_guardian *g, bool run);
+bool lm_guardian_commit(struct lm_guardian *g);
 /* COMMIT was certainly not sent: back to PAUSED. */
 void lm_guardian_uncommit(struct lm_guardian *g);
 /* The guest needs no guarding any more. */

@@ -26,7 +26,7 @@
 
 struct scan {
 	struct lm_session *s;
-	_Atomic uint64_t cursor; /* in units of SCAN_PAGES over all regions */
+	_Atomic uint64_t cursor; /* counts ranges over all regions */
 	struct lm_error errors[LM_LANES_MAX];
 };
 
@@ -38,16 +38,18 @@ static int scan_range(struct lm_session *s, unsigned region, uint64_t first, uin
 				s->ram.may_discard ? &src->absent.maps[region] : NULL, err);
 }
 
-/* The cursor's position -> a range; false past the end. */
+/* The cursor's position -> a range, which cuts no huge page; false past the end. */
 static bool scan_at(const struct lm_ram *ram, uint64_t at, unsigned *region, uint64_t *first, uint64_t *n)
 {
 	for (*region = 0; *region < ram->nregions; (*region)++) {
 		uint64_t npages = lm_region_npages(&ram->regions[*region]);
-		uint64_t ranges = (npages + SCAN_PAGES - 1) / SCAN_PAGES;
+		uint64_t huge = ram->regions[*region].page_size >> LM_PAGE_SHIFT;
+		uint64_t step = huge > SCAN_PAGES ? huge : SCAN_PAGES;
+		uint64_t ranges = (npages + step - 1) / step;
 
 		if (at < ranges) {
-			*first = at * SCAN_PAGES;
-			*n = npages - *first < SCAN_PAGES ? npages - *first : SCAN_PAGES;
+			*first = at * step;
+			*n = npages - *first < step ? npages - *first : step;
 			return true;
 		}
 		at -= ranges;

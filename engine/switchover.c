@@ -56,6 +56,7 @@ static int pause_start(struct lm_session *s, struct lm_error *err)
 	s->src.pause_begun = true;
 	r = lm_vm_pause_start(s->vm, vm_fd, err);
 	lm_close_fd(&vm_fd);
+	lm_guardian_run(&s->guardian, s->vm->info.running); /* as pause_start found it */
 	return r;
 }
 
@@ -199,18 +200,22 @@ static int await_resumed(struct lm_session *s, int64_t commit_ns, struct lm_erro
 
 static int commit(struct lm_session *s, struct lm_error *err)
 {
+	struct lm_wire_commit payload;
 	int64_t commit_ns;
 	int r = lm_session_stage(s, "commit", err);
 
+	/* Last look: a peer that is known to be gone, or has given up, leaves no doubt. */
 	if (!r)
-		r = lm_session_check_cancel(s, err);
+		r = lm_precopy_tick(s, err);
 	if (r)
 		return r;
-	if (lm_now_ns() > s->src.deadline_ns || !lm_guardian_commit(&s->guardian, false))
+	if (lm_now_ns() > s->src.deadline_ns || !lm_guardian_commit(&s->guardian))
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause has lasted longer than --max-pause");
 	s->control.cancel_fd = -1;
+	/* As it was when it was paused: it may have been stopped or continued since OPEN. */
+	payload.flags = lm_le32(s->vm->info.running ? LM_COMMIT_RUN : 0);
 	commit_ns = lm_now_ns();
-	r = lm_control_send(&s->control, LM_MSG_COMMIT, NULL, 0, lm_session_peer_deadline(s), err);
+	r = lm_control_send(&s->control, LM_MSG_COMMIT, &payload, sizeof(payload), lm_session_peer_deadline(s), err);
 	if (r) {
 		lm_guardian_uncommit(&s->guardian);
 		return r;

@@ -106,6 +106,11 @@ struct lm_wire_saved {
 };
 _Static_assert(sizeof(struct lm_wire_saved) == 32, "SAVED");
 
+struct lm_wire_commit {
+	struct le32 flags; /* LM_COMMIT_RUN */
+};
+#define LM_COMMIT_RUN 1u /* the guest ran when it was paused */
+
 struct lm_wire_times { /* LOADED and RESUMED: durations at the destination */
 	struct le64 load_ns, resume_ns;
 };

@@ -80,7 +80,8 @@ static uint64_t insn_search(pid_t pid, const struct lm_maps *maps, const struct 
 static bool has_ended(pid_t pid)
 {
 	struct lm_maps maps = { 0 };
-	bool ended = lm_maps_read(pid, &maps, NULL) == -ESRCH || !maps.n;
+	int r = lm_maps_read(pid, &maps, NULL);
+	bool ended = r == -ESRCH || (!r && !maps.n);
 
 	lm_maps_fini(&maps);
 	return ended;

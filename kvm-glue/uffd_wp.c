@@ -10,8 +10,8 @@
  * The scan for written pages asks for exactly one category, PAGE_IS_WRITTEN, in
  * its mask and in its answer.  Only then does the kernel take a path of its own
  * in which an empty page table entry counts as written: a page that was written
- * and then dropped from the page table (swapped, reclaimed, discarded).  Any
- * other category asked for would lose that write.
+ * and then dropped from the page table (swapped, reclaimed, discarded).  With
+ * other categories asked for, some kernels would lose that write.
  *
  * A page that was not written but discarded (a hole punched into the file) keeps
  * its protection as a marker and is not reported.  It is found by a second scan,
@@ -105,6 +105,8 @@ static int pagemap_open(struct uffd_wp *u, struct lm_error *err)
 
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)u->pid);
 	u->pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	if (u->pagemap < 0 && (errno == ENOENT || errno == ESRCH))
+		return gone(u, err);
 	if (u->pagemap < 0)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot open %s", path);
 	return 0;

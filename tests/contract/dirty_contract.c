@@ -314,6 +314,24 @@ static void a_write_that_is_discarded_is_absent(void **state)
 	assert_int_equal(count_discarded(w, 0, NPAGES), 0);
 }
 
+/*
+ * Only every other page is written: what is left of the page table is the markers of the others.
+ * Pages of hugetlbfs do not leave it but by a discard.
+ */
+static void a_write_that_left_the_page_table_is_reported(void **state)
+{
+	struct world *w = world_of(state);
+
+	if (w->region.page_size > LM_PAGE_SIZE)
+		return;
+	order(w, ORDER_WRITE, 0, NPAGES, 1);
+	tracker_start(w);
+	order(w, ORDER_WRITE, 0, NPAGES / 2, 2);
+	order(w, ORDER_DROP, 0, NPAGES, 1);
+	collect(w);
+	assert_written(w, 0, NPAGES / 2, 2);
+}
+
 /* ---- never lost: collect and copy while the child hammers, then compare ---- */
 
 #define SCANNERS 4
@@ -467,7 +485,8 @@ static void a_vm_that_does_not_exist_is_an_error(void **state)
 	pid_t pid = w->pid;
 
 	child_end(w);
-	assert_int_equal(w->kind->tracker->make(pid, &w->ram, &w->dirty, &w->err), -ENOENT);
+	assert_int_equal(w->kind->tracker->make(pid, &w->ram, &w->dirty, &w->err), -ESRCH);
+	assert_int_equal(w->err.scope, LM_SCOPE_VM);
 	assert_null(w->dirty);
 }
 
@@ -493,6 +512,7 @@ static int run(const struct kind *k)
 		T(small_ranges_together_report_everything),
 		T(discarded_pages_are_reported_as_absent),
 		T(a_write_that_is_discarded_is_absent),
+		T(a_write_that_left_the_page_table_is_reported),
 		T(no_write_is_lost_while_threads_scan),
 		T(the_vm_runs_on_after_close),
 		T(nothing_is_left_behind),

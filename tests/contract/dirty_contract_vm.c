@@ -103,6 +103,13 @@ static void discard(uint64_t page, uint64_t n)
 		_exit(3);
 }
 
+/* Out of the page table, as reclaim does it: the file keeps the data. */
+static void drop(uint64_t page, uint64_t n)
+{
+	if (madvise(child.mem + (page << LM_PAGE_SHIFT), n << LM_PAGE_SHIFT, MADV_DONTNEED))
+		_exit(5);
+}
+
 static void hammer_set(bool on)
 {
 	child.hammering = on;
@@ -128,7 +135,9 @@ static void obey(const struct command *c)
 {
 	if (c->order == ORDER_EXIT)
 		_exit(0);
-	if (c->order == ORDER_DISCARD)
+	if (c->order == ORDER_DROP)
+		drop(c->first, c->n);
+	else if (c->order == ORDER_DISCARD)
 		discard(c->first, c->n);
 	else if (c->order == ORDER_HAMMER || c->order == ORDER_REST)
 		hammer_set(c->order == ORDER_HAMMER);

@@ -20,7 +20,8 @@ int file_hugetlb(void); /* of 2 MiB pages */
 /* The number of huge pages of this host, -1 where it has none; sets it when set >= 0. */
 long hugepages(long set);
 
-enum order { ORDER_WRITE, ORDER_READ, ORDER_KERNEL_WRITE, ORDER_DISCARD, ORDER_HAMMER, ORDER_REST, ORDER_EXIT };
+enum order { ORDER_WRITE, ORDER_READ, ORDER_KERNEL_WRITE, ORDER_DISCARD, ORDER_DROP, ORDER_HAMMER, ORDER_REST,
+	     ORDER_EXIT };
 
 struct command {
 	enum order order;

@@ -110,6 +110,13 @@ static inline struct lm_run zero_run(unsigned region, uint64_t offset, uint64_t 
 	return (struct lm_run){ .region = region, .kind = LM_RUN_ZERO, .offset = offset, .len = len };
 }
 
+/* transport_contract_end.c */
+void one_lane_cut_leaves_the_others_alive(void **state);
+void shut_from_another_thread_ends_a_waiting_poll(void **state);
+void nothing_lands_after_shut_at_the_destination(void **state);
+void nothing_lands_after_close_at_the_destination(void **state);
+void an_orderly_close_is_told_from_a_cut(void **state);
+
 /* Suites; each returns the number of failed tests. */
 int transport_contract_tcp(void);
 int transport_contract_fault(void);

@@ -109,10 +109,12 @@ static void stray_is_refused_by_the_destination(void **state)
 {
 	struct rig *rig = rig_with("write=2,action=stray", LM_SOURCE, 1);
 	struct lm_run run = data_run(0, 0, PAGE);
+	int64_t start = lm_now_ns();
 
 	(void)state;
 	assert_int_equal(send_runs(rig, 0, &run, 1), 0);
 	assert_true(send_runs(rig, 0, &run, 1) < 0);
+	assert_true(lm_now_ns() - start < 20 * LM_NS_PER_S); /* the source is told, it need not guess */
 	pump_stop(rig, 0);
 	assert_int_equal(rig->pumps[0].result, -EPROTO);
 	rig_free(rig);

@@ -99,11 +99,15 @@ struct hit {
 	char pid_file[2][RIG_PATH_MAX]; /* of the engines: source, destination */
 };
 
-/* Engines are killed by number; the command may run before the rig has written it down. */
+/*
+ * Engines are killed by number; the command may run before the rig has written it
+ * down.  A process takes a while to die, with its sockets open: wait for that.
+ */
 static void kill_engine_command(char *text, size_t size, const char *file)
 {
 	snprintf(text, size, "run=n=0; while [ ! -s %s ] && [ $n -lt 500 ]; do sleep 0.02; n=$((n + 1)); "
-		 "done; kill -9 `cat %s`; sleep 0.1", file, file);
+		 "done; p=`cat %s`; kill -9 $p; while grep -qs 'State:.[^ZX]' /proc/$p/status; do sleep 0.01; "
+		 "done; sleep 0.1", file, file);
 }
 
 static void make_action(const struct hit *h, const struct scenario *s, struct rig_relay *relay, char *text,

@@ -152,10 +152,12 @@ static void build_line(struct line *l, const struct rig_vm *vm, const struct rig
 
 void rig_vm_found(struct rig_vm *vm)
 {
-	int64_t now = rig_realtime_us();
+	int64_t now = rig_realtime_us(), end = rig_now_ms() + RIG_WAIT_MS;
 	char status[32];
 
-	vm->q = rig_qmp_open(vm->own_qmp, RIG_WAIT_MS);
+	do {
+		vm->q = rig_qmp_open(vm->own_qmp, 100);
+	} while (!vm->q && rig_now_ms() < end && !(vm->proc && rig_proc_ended(vm->proc, 0)));
 	if (!vm->q)
 		fail_msg("QEMU %s did not come up", vm->name);
 	vm->pid = rig_qmp_peer(vm->q);

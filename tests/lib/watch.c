@@ -98,6 +98,11 @@ static int64_t overlap_us(const struct rig_qmp *a, const struct rig_qmp *b)
 	return most;
 }
 
+static int64_t last_turn_us(const struct rig_qmp *q)
+{
+	return q->nturns ? q->turns[q->nturns - 1].time_us : 0;
+}
+
 bool rig_saw_two(struct rig_vm *a, struct rig_vm *b, char *how, size_t size)
 {
 	int64_t us;
@@ -105,9 +110,12 @@ bool rig_saw_two(struct rig_vm *a, struct rig_vm *b, char *how, size_t size)
 	rig_qmp_pump(a->q, 0);
 	rig_qmp_pump(b->q, 0);
 	us = overlap_us(a->q, b->q);
-	if (us > 0)
-		snprintf(how, size, "by QEMU's events both guests ran at a time for %" PRId64 " us%s", us,
-			 us > INT64_C(1) << 60 ? " (until now)" : "");
+	if (us > INT64_C(1) << 60)
+		snprintf(how, size, "by QEMU's events %s was started though %s ran (or had run until its QEMU died)",
+			 last_turn_us(a->q) > last_turn_us(b->q) ? a->name : b->name,
+			 last_turn_us(a->q) > last_turn_us(b->q) ? b->name : a->name);
+	else if (us > 0)
+		snprintf(how, size, "by QEMU's events both guests ran at a time for %" PRId64 " us", us);
 	else if (atomic_load(&a->rig->watcher.two))
 		snprintf(how, size, "both heartbeats moved at a time");
 	return us > 0 || atomic_load(&a->rig->watcher.two);

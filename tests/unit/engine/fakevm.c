@@ -162,6 +162,7 @@ static int vm_pause_start(struct lm_vm *vm, int state_fd, struct lm_error *err)
 	struct fakevm *f = fake_of(vm);
 
 	f->state_fd = dup(state_fd);
+	vm->info.running = !f->st->config.stopped_meanwhile;
 	return inject(&f->st->config.fail_pause, "pause", err);
 }
 

@@ -21,6 +21,7 @@ struct fakevm_config {
 	const char *machine;     /* "fake-1" */
 	/* faults */
 	int fail_drain, fail_pause, fail_save, fail_load, fail_wait, fail_resume; /* errno to return, once */
+	bool stopped_meanwhile;  /* somebody has paused the guest when pause_start looks */
 	bool layout_changes;     /* regions() says something else from the second call on */
 };
 

@@ -149,7 +149,7 @@ static void a_ping_is_answered_and_measured(void **state)
 
 static void an_abort_ends_the_wait_with_the_peers_words(void **state)
 {
-	struct lm_error why = { .code = -ECONNABORTED, .msg = "the pool is full" };
+	struct lm_error why = { .code = -ENOSPC, .msg = "the pool is full" };
 	struct ends *e = ends_new(false);
 
 	(void)state;

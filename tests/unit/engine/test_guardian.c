@@ -59,8 +59,10 @@ static void engine_steps(struct lm_guardian *g, enum step step, int64_t pause_ns
 {
 	if (step != IDLE)
 		lm_guardian_pause(g, pause_ns ? lm_now_ns() + pause_ns : LM_NO_DEADLINE);
+	if (step == PAUSE_COMMIT || step == PAUSE_COMMIT_RUN)
+		lm_guardian_run(g, step == PAUSE_COMMIT_RUN);
 	if (step == PAUSE_COMMIT || step == PAUSE_COMMIT_RUN || step == COMMIT_UNCOMMIT)
-		atomic_store(&seen->commit, lm_guardian_commit(g, step == PAUSE_COMMIT_RUN));
+		atomic_store(&seen->commit, lm_guardian_commit(g));
 	if (step == COMMIT_UNCOMMIT)
 		lm_guardian_uncommit(g);
 	if (step == PAUSE_IDLE)
@@ -255,7 +257,7 @@ static void a_pause_beyond_its_limit_is_undone_and_commit_refused(void **state)
 			_exit(1);
 		lm_guardian_pause(&g, lm_now_ns() + 300 * LM_NS_PER_MS);
 		wait_for(rescued, 10000);
-		atomic_store(&seen->commit, lm_guardian_commit(&g, false));
+		atomic_store(&seen->commit, lm_guardian_commit(&g));
 		lm_guardian_stop(&g);
 		_exit(0);
 	}
@@ -362,7 +364,7 @@ static void without_a_guardian_every_call_is_harmless(void **state)
 
 	(void)state;
 	lm_guardian_pause(&g, 0);
-	assert_true(lm_guardian_commit(&g, true));
+	assert_true(lm_guardian_commit(&g));
 	lm_guardian_uncommit(&g);
 	lm_guardian_idle(&g);
 	lm_guardian_stop(&g);

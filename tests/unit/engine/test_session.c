@@ -367,6 +367,21 @@ static void a_slow_copy_outlives_the_peer_timeout(void **state)
 	pair_free(p);
 }
 
+static void a_guest_that_was_paused_meanwhile_stays_paused(void **state)
+{
+	struct fakevm_config c = small;
+	struct pair *p;
+
+	(void)state;
+	c.stopped_meanwhile = true;
+	p = pair_new(&c);
+	pair_run(p);
+	assert_int_equal(p->src_ret, 0);
+	assert_int_equal(p->dst_ret, 0);
+	assert_false(p->b->running);
+	pair_free(p);
+}
+
 static void the_destination_can_leave_the_guest_paused(void **state)
 {
 	struct pair *p = pair_new(&small);
@@ -453,6 +468,7 @@ int main(void)
 		cmocka_unit_test(stall_forces_when_told_to),
 		cmocka_unit_test(timeout_ends_the_wait),
 		cmocka_unit_test(a_slow_copy_outlives_the_peer_timeout),
+		cmocka_unit_test(a_guest_that_was_paused_meanwhile_stays_paused),
 		cmocka_unit_test(the_destination_can_leave_the_guest_paused),
 		cmocka_unit_test(injected_error_at_each_stage_is_survived),
 		cmocka_unit_test(an_answer_that_does_not_come_leaves_doubt),
