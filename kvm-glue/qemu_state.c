@@ -95,6 +95,22 @@ static int settle_pause(struct lm_qmp *qmp, int64_t deadline_ns, struct lm_error
 	return r == -ETIMEDOUT ? 0 : r;
 }
 
+/*
+ * A cancel that comes in the moment between the stop of the guest and
+ * "pre-switchover" leaves QEMU 7.2's migration thread asleep on a semaphore that
+ * only migrate-continue or a cancel in "pre-switchover" posts: the state stays
+ * "cancelling" and the guest stopped, for ever.  migrate-continue posts it for
+ * whatever state its caller names correctly, this one too; a post too many is
+ * taken back by QEMU before the next wait.  It refuses when the state has moved on.
+ */
+static int unstick(struct lm_qmp *qmp, int64_t deadline_ns, struct lm_error *err)
+{
+	struct json_object *args = lm_js_strings("state", "cancelling", NULL);
+	int r = lm_qmp_execute(qmp, "migrate-continue", args, deadline_ns, NULL, err);
+
+	return r == -EREMOTEIO ? 0 : r;
+}
+
 int qemu_settle(struct lm_qmp *qmp, int64_t deadline_ns, struct qemu_status *ret, struct lm_error *err)
 {
 	for (;;) {
@@ -105,6 +121,8 @@ int qemu_settle(struct lm_qmp *qmp, int64_t deadline_ns, struct qemu_status *ret
 			return 0;
 		if (active && strcmp(ret->migration, "cancelling"))
 			r = lm_qmp_execute(qmp, "migrate_cancel", NULL, deadline_ns, NULL, err);
+		else if (active)
+			r = unstick(qmp, deadline_ns, err);
 		if (!r)
 			r = settle_pause(qmp, deadline_ns, err);
 		if (r)

@@ -79,6 +79,7 @@ static void rescue_from(enum stage stage, const char *paused, enum lm_rescue wha
 
 	start_source(paused);
 	bring_to(stage);
+	print_message("rescue from stage %d\n", stage);
 	if (stage == DEVICE)
 		channel_close(); /* the engine is dead */
 	assert_int_equal(write(src->rescue_fd, half, sizeof(half) - 1), sizeof(half) - 1);
