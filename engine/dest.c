@@ -363,13 +363,26 @@ static int handle_saved(struct lm_session *s, const struct lm_msg *msg, struct l
 				       lm_session_peer_deadline(s), err);
 }
 
+/* A VM that has ended before it was told to run has never run: the source may go on. */
+static int check_vm_lives(const struct lm_session *s, struct lm_error *err)
+{
+	struct pollfd p = { .fd = s->vm->pidfd, .events = POLLIN };
+
+	return poll(&p, 1, 0) > 0 ? lm_err(err, -ESRCH, LM_SCOPE_VM, "the destination's QEMU has exited") : 0;
+}
+
 static int run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err)
 {
 	int r = lm_session_stage(s, "fenced", err);
 
 	if (r || !run)
 		return r;
-	return lm_vm_resume(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), times, err);
+	r = check_vm_lives(s, err);
+	if (r)
+		return r;
+	r = lm_vm_resume(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), times, err);
+	s->dst.may_have_run = r && (err->scope == LM_SCOPE_VM || r == -ETIMEDOUT);
+	return r;
 }
 
 static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
@@ -540,6 +553,8 @@ static void dest_undo(struct lm_session *s, const struct lm_error *why)
 	bool ended = !s->dst.load_begun;
 
 	lm_close_fd(&s->dst.state_fd);
+	if (s->dst.may_have_run)
+		return; /* what it did is in the world: the source must not go on from before */
 	if (s->dst.load_begun) {
 		ended = !lm_vm_end(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), &e);
 		lm_session_log(s, ended ? LM_LOG_INFO : LM_LOG_ERROR, "%s%s",

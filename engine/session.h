@@ -50,6 +50,7 @@ struct lm_dest {
 	uint64_t state_bytes;
 	int64_t load_ns;
 	bool load_begun, committed, lane_dropped;
+	bool may_have_run; /* the VM was told to run and has not said that it did not */
 	struct lm_error *lane_errors; /* per lane, written by its thread before it ends */
 };
 
