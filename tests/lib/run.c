@@ -15,15 +15,18 @@
 #define ENGINE_ARGS_MAX (RIG_ARGS_MAX + 8)
 
 /* Strings live until the child has been started. */
-static void make_env(const struct rig_run_options *o, char text[ENV_MAX][512], const char *env[ENV_MAX + 1])
+static void make_env(struct rig *rig, const struct rig_run_options *o, char text[ENV_MAX][512], const char *env[ENV_MAX + 1])
 {
+	char runtime[RIG_PATH_MAX];
 	unsigned n = 0;
 	const struct { const char *name, *value; } vars[] = {
+		{ "XDG_RUNTIME_DIR", runtime }, /* sockets of QEMUs that receive starts */
 		{ "LM_FAULT", o ? o->fault : NULL },
 		{ "LM_BREAK", o ? o->breaks : NULL },
 		{ "LM_TRANSPORT_FAULT", o ? o->transport_fault : NULL },
 	};
 
+	rig_path(rig, runtime, ".");
 	for (unsigned i = 0; i < sizeof(vars) / sizeof(*vars); i++) {
 		if (!vars[i].value)
 			continue;
@@ -53,7 +56,7 @@ struct rig_run *rig_engine(struct rig *rig, const char *name, const char *const 
 	for (unsigned i = 0; o && o->args[i]; i++)
 		all[n++] = o->args[i];
 	all[n] = NULL;
-	make_env(o, text, env);
+	make_env(rig, o, text, env);
 	fcntl(fds[0], F_SETPIPE_SZ, 1 << 20); /* nobody need read while it runs */
 	r->out = fds[0];
 	r->events = json_object_new_array();
