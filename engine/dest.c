@@ -245,6 +245,7 @@ static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm
 	if (r)
 		return r;
 	s->opened = true;
+	lm_session_log(s, LM_LOG_DEBUG, "transport: %s", s->transport->info);
 	e.u.opened.transport = s->summary.transport;
 	e.u.opened.lanes = s->summary.lanes;
 	e.u.opened.ram_bytes = s->summary.ram_bytes;

@@ -117,6 +117,7 @@ static void opened_event(struct lm_session *s)
 	struct lm_event e = { .type = LM_EVENT_OPENED };
 
 	s->opened = true;
+	lm_session_log(s, LM_LOG_DEBUG, "transport: %s", s->transport->info);
 	e.u.opened.transport = s->summary.transport;
 	e.u.opened.lanes = s->summary.lanes;
 	e.u.opened.ram_bytes = s->summary.ram_bytes;
