@@ -73,7 +73,14 @@ static struct sizes measure(const struct rig_vm *vm)
 	};
 }
 
-static void assert_no_growth(const struct sizes *then, const struct sizes *now)
+/*
+ * A QEMU of its own differs by a translation buffer, a stack or an arena from the
+ * next one; only what happens to the same process again and again is a leak.
+ */
+#define SAME_QEMU	(UINT64_C(2) << 20)
+#define OTHER_QEMU	(UINT64_C(64) << 20)
+
+static void assert_no_growth(const struct sizes *then, const struct sizes *now, uint64_t qemu_slack)
 {
 	print_message("engine: %u fds, %lu KiB, then %u, %lu KiB; QEMU: %u, %lu KiB, then %u, %lu KiB\n",
 		      then->own_fds, (unsigned long)(then->own_bytes >> 10), now->own_fds,
@@ -82,8 +89,8 @@ static void assert_no_growth(const struct sizes *then, const struct sizes *now)
 		      (unsigned long)(now->qemu_bytes >> 10));
 	assert_int_equal(now->own_fds, then->own_fds);
 	assert_int_equal(now->qemu_fds, then->qemu_fds);
-	assert_true(now->own_bytes < then->own_bytes + (2 << 20));
-	assert_true(now->qemu_bytes < then->qemu_bytes + (8 << 20));
+	assert_true(now->own_bytes < then->own_bytes + (4 << 20));
+	assert_true(now->qemu_bytes < then->qemu_bytes + qemu_slack);
 }
 
 static void fifty_moves_of_one_guest_leave_no_trace(struct rig *rig)
@@ -104,7 +111,7 @@ static void fifty_moves_of_one_guest_leave_no_trace(struct rig *rig)
 			then = measure(at);
 	}
 	now = measure(at);
-	assert_no_growth(&then, &now);
+	assert_no_growth(&then, &now, OTHER_QEMU);
 }
 
 static void give_up(struct rig_vm *a, struct rig_vm *b)
@@ -139,7 +146,7 @@ static void migrations_that_are_given_up_leave_no_trace(struct rig *rig)
 			then = measure(a);
 	}
 	now = measure(a);
-	assert_no_growth(&then, &now);
+	assert_no_growth(&then, &now, SAME_QEMU);
 	rig_guest_assert_well(a);
 }
 
