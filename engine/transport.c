@@ -23,17 +23,45 @@ bool lm_transport_run_valid(const struct lm_transport *t, const struct lm_run *r
 	return run->offset < size && run->len <= size - run->offset;
 }
 
-int lm_transport_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err)
+static int check_params(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err)
 {
-	int r;
-
 	if (t->is_open)
 		return misuse(err, "opened twice");
 	if (!p->nlanes || p->nlanes > LM_LANES_MAX)
 		return misuse(err, "the number of lanes is out of range");
+	if (p->direction == LM_PULL && !t->ops->fetch)
+		return misuse(err, "it cannot fetch");
 	t->side = p->side;
+	t->direction = p->direction;
 	t->nlanes = p->nlanes;
 	t->nregions = 0;
+	return 0;
+}
+
+int lm_transport_listen(struct lm_transport *t, const struct lm_transport_params *p,
+			uint8_t ret_endpoint[static LM_ENDPOINT_SIZE], struct lm_error *err)
+{
+	int r = check_params(t, p, err);
+
+	memset(ret_endpoint, 0, LM_ENDPOINT_SIZE);
+	if (!r && p->side != LM_DEST)
+		r = misuse(err, "listen out of place");
+	if (!r && t->ops->listen)
+		r = t->ops->listen(t, p, ret_endpoint, err);
+	t->is_listening = !r;
+	return r;
+}
+
+int lm_transport_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err)
+{
+	int r = check_params(t, p, err);
+
+	if (!r && t->ops->listen && p->side == LM_DEST && !t->is_listening)
+		r = misuse(err, "open without listen");
+	if (!r && t->ops->listen && p->side == LM_SOURCE && !p->endpoint)
+		r = misuse(err, "open without an endpoint");
+	if (r)
+		return r;
 	r = t->ops->open(t, p, err);
 	t->is_open = !r;
 	return r;
@@ -64,7 +92,7 @@ int lm_transport_region_add(struct lm_transport *t, const struct lm_region *regi
 int lm_transport_region_bind(struct lm_transport *t, unsigned index, const struct lm_key *key,
 			     struct lm_error *err)
 {
-	if (!t->is_open || t->side != LM_SOURCE || index >= t->nregions)
+	if (!t->is_open || !lm_transport_is_active(t) || index >= t->nregions)
 		return misuse(err, "region_bind out of place");
 	return t->ops->region_bind(t, index, key, err);
 }
@@ -77,10 +105,15 @@ static int lane_result(struct lm_transport *t, unsigned lane, int r)
 	return r;
 }
 
+static bool can_write(const struct lm_transport *t)
+{
+	return t->direction == LM_PUSH && t->side == LM_SOURCE;
+}
+
 int lm_transport_write(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
 		       struct lm_error *err)
 {
-	if (!t->is_open || t->side != LM_SOURCE || lane >= t->nlanes || !n || n > LM_WRITE_MAX)
+	if (!t->is_open || !can_write(t) || lane >= t->nlanes || !n || n > LM_WRITE_MAX)
 		return misuse(err, "write out of place");
 	for (unsigned i = 0; i < n; i++)
 		if (!lm_transport_run_valid(t, &runs[i]))
@@ -88,9 +121,21 @@ int lm_transport_write(struct lm_transport *t, unsigned lane, const struct lm_ru
 	return lane_result(t, lane, t->ops->write(t, lane, runs, n, err));
 }
 
+int lm_transport_fetch(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
+		       struct lm_error *err)
+{
+	if (!t->is_open || t->direction != LM_PULL || t->side != LM_DEST || lane >= t->nlanes || !n ||
+	    n > LM_WRITE_MAX)
+		return misuse(err, "fetch out of place");
+	for (unsigned i = 0; i < n; i++)
+		if (runs[i].kind != LM_RUN_DATA || !lm_transport_run_valid(t, &runs[i]))
+			return misuse(err, "a run outside of the regions");
+	return lane_result(t, lane, t->ops->fetch(t, lane, runs, n, err));
+}
+
 int lm_transport_flush(struct lm_transport *t, unsigned lane, uint64_t seq, struct lm_error *err)
 {
-	if (!t->is_open || t->side != LM_SOURCE || lane >= t->nlanes || !seq)
+	if (!t->is_open || !can_write(t) || lane >= t->nlanes || !seq)
 		return misuse(err, "flush out of place");
 	return lane_result(t, lane, t->ops->flush(t, lane, seq, err));
 }
@@ -98,10 +143,16 @@ int lm_transport_flush(struct lm_transport *t, unsigned lane, uint64_t seq, stru
 int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
 		      struct lm_error *err)
 {
+	return lm_transport_poll_or(t, lane, timeout_ms, -1, res, err);
+}
+
+int lm_transport_poll_or(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
+			 struct lm_poll_result *res, struct lm_error *err)
+{
 	memset(res, 0, sizeof(*res));
 	if (!t->is_open || lane >= t->nlanes || timeout_ms < 0)
 		return misuse(err, "poll out of place");
-	return lane_result(t, lane, t->ops->poll(t, lane, timeout_ms, res, err));
+	return lane_result(t, lane, t->ops->poll(t, lane, timeout_ms, wake_fd, res, err));
 }
 
 void lm_transport_shut(struct lm_transport *t, unsigned lane)
@@ -128,19 +179,22 @@ static struct lm_transport *tcp_make(void)
 #endif
 
 static const struct lm_transport_info infos[] = {
-	{ "tcp", "one TCP connection per lane, over any network", tcp_make },
+	{ "tcp", "one TCP connection per lane, over any network", tcp_make, NULL },
 };
 
 #define NINFOS (sizeof(infos) / sizeof(infos[0]))
 
 const struct lm_transport_info *lm_transport_find(const char *name)
 {
-	if (!name || !strcmp(name, "auto"))
-		return &infos[0];
 	for (size_t i = 0; i < NINFOS; i++)
 		if (!strcmp(infos[i].name, name))
 			return &infos[i];
 	return NULL;
+}
+
+const struct lm_transport_info *lm_transport_at(unsigned i)
+{
+	return i < NINFOS ? &infos[i] : NULL;
 }
 
 const char *const *lm_transport_names(void)

@@ -2,10 +2,17 @@
 /*
  * Transports: how guest pages get from the source's RAM into the destination's.
  *
+ * A transport object works in one direction of control.  LM_PUSH (pre-copy): the
+ * source writes runs, the destination's poll places them where that takes a CPU.
+ * LM_PULL (post-copy): the destination fetches runs, the source's poll answers
+ * where that takes a CPU.  Data always goes from the source to the destination,
+ * and it is always the source that connects.  The side that writes or fetches is
+ * the active one; region keys are made by the other, the passive one.
+ *
  * A transport has lanes.  Each lane is driven by one thread on each side and
- * needs no lock: write, flush and poll of a lane are called by its thread only.
- * open, region_add, region_bind and close are called by the session's thread
- * while no lane thread runs.  The one exception is shut, see below.
+ * needs no lock: write, fetch, flush and poll of a lane are called by its thread
+ * only.  listen, open, region_add, region_bind and close are called by the
+ * session's thread while no lane thread runs.  The one exception is shut, see below.
  *
  * Rules that every backend keeps and tests/contract checks:
  *  1. A run is placed at (region, offset) of the peer's RAM and nowhere else; a
@@ -19,6 +26,10 @@
  *     more, however late it arrives.
  *  5. -EAGAIN means that the lane is full: poll and try again.  Any other error
  *     kills the lane, and only the lane.
+ *  6. A fetched run counts as fetched only when all of its bytes are visible to
+ *     the destination's CPUs; those of one lane are completed in their order.
+ *     After shut and the end of its thread's last call, nothing that the lane had
+ *     fetched but not completed can land any more, so it may be fetched elsewhere.
  */
 #ifndef LM_TRANSPORT_H
 #define LM_TRANSPORT_H
@@ -37,6 +48,8 @@
 
 enum lm_side { LM_SOURCE, LM_DEST };
 
+enum lm_direction { LM_PUSH, LM_PULL };
+
 enum lm_run_kind {
 	LM_RUN_DATA, /* the bytes at this place in the sender's region */
 	LM_RUN_ZERO, /* the bytes there become zero, freed where the file allows */
@@ -54,9 +67,19 @@ struct lm_key {
 	uint8_t bytes[LM_KEY_SIZE];
 };
 
+/* How much of guest RAM is registered with the devices, and when; for transports that do that. */
+enum lm_pin { LM_PIN_AUTO, LM_PIN_ALL, LM_PIN_CHUNK, LM_PIN_ODP };
+
 struct lm_transport_params {
 	enum lm_side side;
+	enum lm_direction direction;
 	unsigned nlanes;
+	const struct lm_ram *ram;     /* the regions that will be added; outlives the transport */
+	bool may_pull;                /* LM_PUSH: a transport in the other direction may follow for the same RAM */
+	const char *const *rails;     /* devices to use, "DEV[:PORT[:GID]]"; nrails 0: find them */
+	unsigned nrails;
+	enum lm_pin pin;
+	const uint8_t *endpoint;      /* source: LM_ENDPOINT_SIZE bytes that the destination's listen gave */
 	uint8_t token[LM_TOKEN_SIZE]; /* of this session: a lane that does not show it is not ours */
 	int listen_fd;                /* destination: where lanes may come in; stays the caller's */
 	const char *peer;             /* source: "HOST:PORT" of the destination's listener */
@@ -68,6 +91,7 @@ struct lm_transport_params {
 struct lm_poll_result {
 	uint64_t flushed; /* source: highest flush sequence number that was confirmed */
 	uint64_t bytes;   /* destination: data bytes placed by this call; source: sent by this call */
+	uint64_t fetched; /* LM_PULL, destination: runs of this lane that are whole, since open */
 	bool closed;      /* the peer closed this lane in an orderly way */
 };
 
@@ -76,6 +100,13 @@ struct lm_transport;
 struct lm_transport_ops {
 	const char *name;
 	/*
+	 * Destination, before open: begin to listen, and say where: ret_endpoint travels
+	 * to the source, opaque to the engine.  NULL: the control channel's address is
+	 * all that is needed.  After an error close is still called.
+	 */
+	int (*listen)(struct lm_transport *t, const struct lm_transport_params *p,
+		      uint8_t ret_endpoint[LM_ENDPOINT_SIZE], struct lm_error *err);
+	/*
 	 * Connect (source) or wait for (destination) all lanes, until the deadline.
 	 * On error everything that open made is gone again and close is not called.
 	 */
@@ -83,20 +114,28 @@ struct lm_transport_ops {
 	/* Make a local region known; *ret_key is what the peer needs to reach it. */
 	int (*region_add)(struct lm_transport *t, unsigned index, const struct lm_region *region,
 			  struct lm_key *ret_key, struct lm_error *err);
-	/* Source: the peer's key for region index. */
+	/* Active side: the peer's key for region index. */
 	int (*region_bind)(struct lm_transport *t, unsigned index, const struct lm_key *key,
 			   struct lm_error *err);
 	/* Queue up to n runs; returns how many were taken (>= 1), -EAGAIN, or an error. */
 	int (*write)(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
 		     struct lm_error *err);
+	/*
+	 * LM_PULL, destination: queue up to n runs (kind LM_RUN_DATA) to be fetched into
+	 * their places; returns how many were taken (>= 1), -EAGAIN, or an error.  poll
+	 * counts those that are whole.  NULL: this transport cannot.
+	 */
+	int (*fetch)(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
+		     struct lm_error *err);
 	/* Queue a flush; seq grows by one with every flush of the lane.  0, -EAGAIN or an error. */
 	int (*flush)(struct lm_transport *t, unsigned lane, uint64_t seq, struct lm_error *err);
 	/*
 	 * Move the lane on, waiting at most timeout_ms (0: not at all) for something
-	 * to happen.  The destination places data here.  0 or an error.
+	 * to happen or until wake_fd (-1: none) is readable.  In LM_PUSH the destination
+	 * places data here, in LM_PULL the source answers here.  0 or an error.
 	 */
-	int (*poll)(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
-		    struct lm_error *err);
+	int (*poll)(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
+		    struct lm_poll_result *res, struct lm_error *err);
 	/*
 	 * Make a lane unusable at once, from any thread, while its own thread may be
 	 * in write, flush or poll (which then return an error soon).  Does not free.
@@ -114,7 +153,8 @@ struct lm_transport_ops {
 struct lm_transport {
 	const struct lm_transport_ops *ops;
 	enum lm_side side;
-	bool is_open;
+	enum lm_direction direction;
+	bool is_listening, is_open;
 	unsigned nlanes;
 	unsigned nregions;                 /* regions added so far: indices 0..nregions-1 */
 	uint64_t region_size[LM_REGIONS_MAX];
@@ -130,6 +170,9 @@ struct lm_transport *lm_transport_tcp_new(void);
 int lm_transport_loop_new(struct lm_transport **ret_source, struct lm_transport **ret_dest);
 
 /* The only way to call a backend: state and arguments are checked here. */
+/* ret_endpoint is all zeros for a transport that has nothing to say. */
+int lm_transport_listen(struct lm_transport *t, const struct lm_transport_params *p,
+			uint8_t ret_endpoint[static LM_ENDPOINT_SIZE], struct lm_error *err);
 int lm_transport_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err);
 int lm_transport_region_add(struct lm_transport *t, const struct lm_region *region,
 			    struct lm_key *ret_key, struct lm_error *err);
@@ -138,10 +181,21 @@ int lm_transport_region_bind(struct lm_transport *t, unsigned index, const struc
 int lm_transport_write(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
 		       struct lm_error *err);
 int lm_transport_flush(struct lm_transport *t, unsigned lane, uint64_t seq, struct lm_error *err);
+int lm_transport_fetch(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
+		       struct lm_error *err);
 int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms,
 		      struct lm_poll_result *res, struct lm_error *err);
+/* The same, and returns early when wake_fd is readable. */
+int lm_transport_poll_or(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
+			 struct lm_poll_result *res, struct lm_error *err);
 void lm_transport_shut(struct lm_transport *t, unsigned lane);
 void lm_transport_free(struct lm_transport *t); /* takes NULL */
+
+/* The side that writes or fetches. */
+static inline bool lm_transport_is_active(const struct lm_transport *t)
+{
+	return (t->direction == LM_PUSH) == (t->side == LM_SOURCE);
+}
 
 /* Whether a run lies inside the regions that were added, in whole pages. */
 bool lm_transport_run_valid(const struct lm_transport *t, const struct lm_run *run);
@@ -150,8 +204,16 @@ struct lm_transport_info {
 	const char *name;
 	const char *what; /* one line for people */
 	struct lm_transport *(*make)(void);
+	/*
+	 * Whether it can be used on this host, towards peer ("HOST:PORT"; NULL: anybody);
+	 * else why not and what to do, in ret_why.  NULL: always.
+	 */
+	bool (*usable)(const char *peer, const char *const *rails, unsigned nrails, char *ret_why,
+		       size_t size);
 };
-/* By name; NULL when there is none.  "auto" is the first. */
+/* By name; NULL when there is none. */
 const struct lm_transport_info *lm_transport_find(const char *name);
+/* In the order in which `auto` tries them; ends with NULL. */
+const struct lm_transport_info *lm_transport_at(unsigned i);
 
 #endif

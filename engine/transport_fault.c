@@ -156,15 +156,15 @@ static int fault_flush(struct lm_transport *t, unsigned lane, uint64_t seq, stru
 	return lm_transport_flush(f->inner, lane, seq, err);
 }
 
-static int fault_poll(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
-		      struct lm_error *err)
+static int fault_poll(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
+		      struct lm_poll_result *res, struct lm_error *err)
 {
 	struct fault *f = fault_of(t);
 	int r;
 
 	if (!is_of_data(f->o.action) && due_by_bytes(f, lane) && fire(f))
 		disturb(f, lane);
-	r = lm_transport_poll(f->inner, lane, timeout_ms, res, err);
+	r = lm_transport_poll_or(f->inner, lane, timeout_ms, wake_fd, res, err);
 	if (t->side == LM_DEST && lane_matches(f, lane))
 		atomic_fetch_add(&f->bytes, res->bytes);
 	return r;

@@ -7,6 +7,7 @@
  * source's mapping to its own.  Both ends share one object, which the last to
  * close frees.
  */
+#include <poll.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -201,14 +202,21 @@ static int loop_step(struct lm_transport *t, unsigned lane, struct lm_poll_resul
 	return t->side == LM_DEST ? dest_step(p, l, res, err) : put - taken < RING_SIZE / 2;
 }
 
-static int loop_poll(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
-		     struct lm_error *err)
+static bool readable(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return fd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+static int loop_poll(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
+		     struct lm_poll_result *res, struct lm_error *err)
 {
 	int64_t deadline = lm_now_ns() + timeout_ms * LM_NS_PER_MS;
 	struct timespec nap = { 0, NAP_NS };
 	int r;
 
-	while (!(r = loop_step(t, lane, res, err)) && lm_now_ns() < deadline)
+	while (!(r = loop_step(t, lane, res, err)) && lm_now_ns() < deadline && !readable(wake_fd))
 		nanosleep(&nap, NULL);
 	if (r > 0 && t->side == LM_SOURCE && timeout_ms)
 		nanosleep(&nap, NULL);

@@ -64,15 +64,16 @@ int tcp_head_recv(struct tcp_lane *l, unsigned len)
 	return 1;
 }
 
-int tcp_lane_wait(struct tcp_lane *l, short events, int timeout_ms)
+int tcp_lane_wait(struct tcp_lane *l, short events, int timeout_ms, int wake_fd)
 {
-	struct pollfd p = { .fd = lm_stream_fd(l->stream), .events = events };
-	int n = poll(&p, 1, timeout_ms);
+	struct pollfd p[2] = { { .fd = lm_stream_fd(l->stream), .events = events },
+			       { .fd = wake_fd, .events = POLLIN } };
+	int n = poll(p, wake_fd >= 0 ? 2 : 1, timeout_ms);
 
 	l->waits++;
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
-	return n ? p.revents : 0;
+	return n ? p[0].revents : 0;
 }
 
 int tcp_lane_error(struct tcp_lane *l, int code, struct lm_error *err, const char *doing)
@@ -219,14 +220,14 @@ static int tcp_flush(struct lm_transport *base, unsigned lane, uint64_t seq, str
 	return tcp_send_flush(&tcp_of(base)->lanes[lane], seq, err);
 }
 
-static int tcp_poll(struct lm_transport *base, unsigned lane, int timeout_ms, struct lm_poll_result *res,
-		    struct lm_error *err)
+static int tcp_poll(struct lm_transport *base, unsigned lane, int timeout_ms, int wake_fd,
+		    struct lm_poll_result *res, struct lm_error *err)
 {
 	struct tcp *t = tcp_of(base);
 	struct tcp_lane *l = &t->lanes[lane];
 
-	return base->side == LM_SOURCE ? tcp_send_poll(l, timeout_ms, res, err) :
-					 tcp_recv_poll(t, l, timeout_ms, res, err);
+	return base->side == LM_SOURCE ? tcp_send_poll(l, timeout_ms, wake_fd, res, err) :
+					 tcp_recv_poll(t, l, timeout_ms, wake_fd, res, err);
 }
 
 static void tcp_shut(struct lm_transport *base, unsigned lane)

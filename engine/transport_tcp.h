@@ -113,11 +113,12 @@ int tcp_send_init(struct tcp_lane *l);
 int tcp_send_batch(struct tcp *t, struct tcp_lane *l, const struct lm_run *runs, unsigned n,
 		   struct lm_error *err);
 int tcp_send_flush(struct tcp_lane *l, uint64_t seq, struct lm_error *err);
-int tcp_send_poll(struct tcp_lane *l, int timeout_ms, struct lm_poll_result *res, struct lm_error *err);
+int tcp_send_poll(struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
+		  struct lm_error *err);
 
 /* transport_tcp_recv.c: the destination's lane */
 int tcp_recv_init(struct tcp_lane *l);
-int tcp_recv_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, struct lm_poll_result *res,
+int tcp_recv_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		  struct lm_error *err);
 
 /* transport_tcp_place.c: one step at l->run: the bytes placed (0 for zeros), -EAGAIN, or an error */
@@ -135,7 +136,7 @@ int tcp_head_send(struct tcp_lane *l);
 /* Fill l->in up to len bytes: 1 when it is there, 0 at the end of the stream, -EAGAIN, or an error. */
 int tcp_head_recv(struct tcp_lane *l, unsigned len);
 /* Wait at most timeout_ms: the events that came, or an error. */
-int tcp_lane_wait(struct tcp_lane *l, short events, int timeout_ms);
+int tcp_lane_wait(struct tcp_lane *l, short events, int timeout_ms, int wake_fd);
 int tcp_lane_error(struct tcp_lane *l, int code, struct lm_error *err, const char *doing);
 
 #endif

@@ -215,14 +215,15 @@ static void set_lowat(struct tcp_lane *l)
 		l->lowat = lowat;
 }
 
-int tcp_recv_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, struct lm_poll_result *res,
+int tcp_recv_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		  struct lm_error *err)
 {
 	int r = recv_some(t, l, res, err), events;
 
 	if (!r && timeout_ms && !l->closed) {
 		set_lowat(l);
-		events = tcp_lane_wait(l, (short)(POLLIN | (l->out.done < l->out.len ? POLLOUT : 0)), timeout_ms);
+		events = tcp_lane_wait(l, (short)(POLLIN | (l->out.done < l->out.len ? POLLOUT : 0)), timeout_ms,
+				       wake_fd);
 		if (events < 0)
 			return tcp_lane_error(l, events, err, "poll");
 		r = recv_some(t, l, res, err);

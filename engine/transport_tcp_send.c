@@ -276,12 +276,13 @@ static int send_step(struct tcp_lane *l, struct lm_poll_result *res, struct lm_e
 	return got ? got : (had && !r) || res->bytes > before;
 }
 
-int tcp_send_poll(struct tcp_lane *l, int timeout_ms, struct lm_poll_result *res, struct lm_error *err)
+int tcp_send_poll(struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
+		  struct lm_error *err)
 {
 	int r = send_step(l, res, err), events = 0;
 
 	if (!r && timeout_ms)
-		events = tcp_lane_wait(l, (short)(POLLIN | (pending(l) ? POLLOUT : 0)), timeout_ms);
+		events = tcp_lane_wait(l, (short)(POLLIN | (pending(l) ? POLLOUT : 0)), timeout_ms, wake_fd);
 	if (events < 0)
 		return tcp_lane_error(l, events, err, "poll");
 	if (events & (POLLIN | POLLERR | POLLHUP))

@@ -77,10 +77,10 @@ static int flaky_flush(struct lm_transport *t, unsigned lane, uint64_t seq, stru
 	return lm_transport_flush(flaky_of(t)->inner, lane, seq, err);
 }
 
-static int flaky_poll(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_poll_result *res,
-		      struct lm_error *err)
+static int flaky_poll(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
+		      struct lm_poll_result *res, struct lm_error *err)
 {
-	int r = lm_transport_poll(flaky_of(t)->inner, lane, timeout_ms, res, err);
+	int r = lm_transport_poll_or(flaky_of(t)->inner, lane, timeout_ms, wake_fd, res, err);
 
 	res->closed |= fault_now(flaky_of(t), lane) == RIG_HANG_UP;
 	return r;
