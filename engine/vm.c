@@ -15,6 +15,14 @@ int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **
 	return vm->ops->tracker(vm, ram, ret, err);
 }
 
+int lm_vm_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err)
+{
+	*ret = NULL;
+	if (!vm->ops->pager)
+		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "this VMM has no pager for post-copy");
+	return vm->ops->pager(vm, ram, ret, err);
+}
+
 int lm_vm_drain(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
 {
 	if (lm_broken("drain"))

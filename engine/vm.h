@@ -9,12 +9,13 @@
  * LM_SCOPE_VM.
  *
  * Life at the source:       regions, drain..., pause, state_save, [resume], detach
- * Life at the destination:  regions, state_load, state_wait, resume, detach
+ * Life at the destination:  regions, [pager], state_load, state_wait, resume, detach
  */
 #ifndef LM_VM_H
 #define LM_VM_H
 
 #include "dirty.h"
+#include "pager.h"
 
 struct lm_vm;
 
@@ -45,6 +46,8 @@ struct lm_vm_ops {
 	/* Source: make the tracker for this VM's RAM, not started. */
 	int (*tracker)(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret,
 		       struct lm_error *err);
+	/* Destination: make the pager for this VM's RAM, not armed. */
+	int (*pager)(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
 	/* Wait until all disk and network I/O that was in flight at the call has landed in RAM. */
 	int (*drain)(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err);
 	/*
@@ -89,6 +92,7 @@ struct lm_vm {
 
 int lm_vm_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err);
 int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err);
+int lm_vm_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
 int lm_vm_drain(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err);
 int lm_vm_pause_start(struct lm_vm *vm, int state_fd, struct lm_error *err);
 int lm_vm_pause_wait(struct lm_vm *vm, int timeout_ms, struct lm_vm_times *ret, struct lm_error *err);
