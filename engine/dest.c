@@ -140,14 +140,22 @@ static int check_open(const struct lm_session *s, const struct lm_open *o, struc
 	return r;
 }
 
-static int send_opened(struct lm_session *s, uint8_t token[static LM_TOKEN_SIZE], struct lm_error *err)
+/* The transport listens before OPENED says where. */
+static int send_opened(struct lm_session *s, struct lm_transport_params *p, struct lm_error *err)
 {
-	struct lm_wire_opened opened = { .nlanes = lm_le32(s->summary.lanes) };
+	struct lm_opened opened = { .nlanes = p->nlanes };
+	uint8_t buf[sizeof(struct lm_wire_opened)];
+	int r;
 
-	if (getrandom(token, LM_TOKEN_SIZE, 0) != LM_TOKEN_SIZE)
+	if (getrandom(p->token, LM_TOKEN_SIZE, 0) != LM_TOKEN_SIZE)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "no random numbers for the session's token");
-	memcpy(opened.token, token, LM_TOKEN_SIZE);
-	return lm_control_send(&s->control, LM_MSG_OPENED, &opened, sizeof(opened), lm_session_peer_deadline(s), err);
+	r = lm_transport_listen(s->transport, p, opened.endpoint, err);
+	if (r)
+		return r;
+	memcpy(opened.token, p->token, LM_TOKEN_SIZE);
+	memcpy(opened.transport, s->summary.transport, sizeof(opened.transport));
+	return lm_control_send(&s->control, LM_MSG_OPENED, buf, lm_wire_put_opened(buf, &opened),
+			       lm_session_peer_deadline(s), err);
 }
 
 /* What this side's files hold already, as RESIDENT messages. */
@@ -194,20 +202,29 @@ static int send_resident(struct lm_session *s, struct lm_error *err)
 	return r;
 }
 
-static int open_lanes(struct lm_session *s, const uint8_t *token, struct lm_error *err)
+/* Registering memory with a device may take long: the source hears from us meanwhile. */
+static int add_regions(struct lm_session *s, struct lm_key keys[static LM_REGIONS_MAX], struct lm_error *err)
 {
-	struct lm_transport_params p = {
-		.side = LM_DEST, .nlanes = s->summary.lanes, .listen_fd = s->dst.listen_fd,
-		.insecure = s->opt.insecure, .deadline_ns = lm_session_peer_deadline(s),
-		.cancel_fd = s->cancel_fd,
-	};
+	struct lm_keepalive keepalive;
+	int r = lm_keepalive_start(&keepalive, &s->control, err);
+
+	if (r)
+		return r;
+	for (unsigned i = 0; !r && i < s->ram.nregions; i++)
+		r = lm_transport_region_add(s->transport, &s->ram.regions[i], &keys[i], err);
+	lm_keepalive_stop(&keepalive);
+	return r;
+}
+
+static int open_lanes(struct lm_session *s, struct lm_transport_params *p, struct lm_error *err)
+{
 	struct lm_key keys[LM_REGIONS_MAX];
 	int r;
 
-	memcpy(p.token, token, sizeof(p.token));
-	r = lm_transport_open(s->transport, &p, err);
-	for (unsigned i = 0; !r && i < s->ram.nregions; i++)
-		r = lm_transport_region_add(s->transport, &s->ram.regions[i], &keys[i], err);
+	p->deadline_ns = lm_session_peer_deadline(s);
+	r = lm_transport_open(s->transport, p, err);
+	if (!r)
+		r = add_regions(s, keys, err);
 	if (!r)
 		r = lm_pool_new(s->summary.lanes, &s->pool, err);
 	if (r)
@@ -225,7 +242,8 @@ static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm
 {
 	struct lm_event e = { .type = LM_EVENT_OPENED };
 	struct lm_open *o = &s->dst.open;
-	uint8_t token[LM_TOKEN_SIZE];
+	struct lm_transport_params p;
+	char name[LM_TRANSPORT_NAME_MAX];
 	int r = lm_wire_get_open(msg->payload, msg->len, o, err);
 
 	if (!r)
@@ -233,15 +251,18 @@ static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm
 	if (!r)
 		r = lm_ram_map(&s->ram, true, err);
 	if (!r)
-		r = lm_session_make_transport(s, o->transport, err);
+		r = lm_session_choose(s, o->transports, s->peer, name, err);
+	if (!r)
+		r = lm_session_make_transport(s, name, err);
 	if (r)
 		return r;
 	s->summary.lanes = s->opt.lanes && s->opt.lanes < o->nlanes ? s->opt.lanes : o->nlanes;
-	r = send_opened(s, token, err);
+	p = lm_session_transport_params(s, LM_PUSH);
+	r = send_opened(s, &p, err);
 	if (!r)
 		r = send_resident(s, err);
 	if (!r)
-		r = open_lanes(s, token, err);
+		r = open_lanes(s, &p, err);
 	if (r)
 		return r;
 	s->opened = true;

@@ -98,6 +98,14 @@ struct lm_decision {
 	char reason[160];
 };
 
+/* How much of the guest's memory is registered with RDMA devices, and when. */
+enum lm_pin {
+	LM_PIN_AUTO,  /* by what the device can do, the memlock limit and how much of the memory exists */
+	LM_PIN_ALL,   /* all at once, before the copy begins */
+	LM_PIN_CHUNK, /* only what exists, in large chunks, ahead of the copy */
+	LM_PIN_ODP,   /* on demand, by the device (On-Demand Paging) */
+};
+
 struct lm_progress {
 	unsigned round;
 	uint64_t total_pages;     /* pages that exist in the guest's memory */
@@ -168,8 +176,14 @@ struct lm_options {
 	const char *address;
 	bool insecure;          /* allow addresses that are not loopback without TLS */
 
-	/* The transport: "auto" or a name that lm_transport_names() lists */
+	/*
+	 * The transport: "auto" (the first of lm_transport_names() that both sides can
+	 * use towards each other) or one of these names
+	 */
 	const char *transport;
+	const char *const *rails; /* RDMA devices, "DEV[:PORT[:GID]]"; nrails 0: all that reach the peer */
+	unsigned nrails;
+	enum lm_pin pin;
 	unsigned lanes;         /* 0: choose by the number of CPUs */
 	uint64_t max_bandwidth_bytes_per_s; /* 0: none */
 

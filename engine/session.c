@@ -120,11 +120,22 @@ int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_
 	return 0;
 }
 
+struct lm_transport_params lm_session_transport_params(const struct lm_session *s, enum lm_direction direction)
+{
+	return (struct lm_transport_params){
+		.side = s->side, .direction = direction, .nlanes = s->summary.lanes, .ram = &s->ram,
+		.rails = s->opt.rails, .nrails = s->opt.nrails, .pin = s->opt.pin,
+		.listen_fd = s->side == LM_DEST ? s->dst.listen_fd : -1,
+		.peer = s->side == LM_SOURCE ? s->opt.address : s->peer,
+		.insecure = s->opt.insecure, .deadline_ns = lm_session_peer_deadline(s), .cancel_fd = s->cancel_fd,
+	};
+}
+
 static int options_check(const struct lm_options *o, struct lm_error *err)
 {
 	if (!o->address)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "no address given");
-	if (!lm_transport_find(o->transport))
+	if (!o->transport || (strcmp(o->transport, "auto") && !lm_transport_find(o->transport)))
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION,
 			      "no transport \"%s\": `migrate-rdma transports` lists what there is",
 			      o->transport ? o->transport : "");

@@ -109,7 +109,31 @@ void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *f
 /* The process behind the VM has exited: a VM that does not answer is not lost yet. */
 bool lm_session_vm_gone(const struct lm_session *s);
 int lm_session_check_cancel(struct lm_session *s, struct lm_error *err);
+/*
+ * Transports that this side may use towards the peer (NULL: not known yet), the best
+ * first, comma separated.  When there is none: why not.
+ */
+int lm_session_transports(const struct lm_session *s, const char *peer, char *ret, size_t size,
+			  struct lm_error *err);
+/* The first of the peer's names that this side may use. */
+int lm_session_choose(const struct lm_session *s, const char *theirs, const char *peer,
+		      char ret[static LM_TRANSPORT_NAME_MAX], struct lm_error *err);
+/* Whether name is in a comma separated list. */
+bool lm_name_in_list(const char *name, const char *list);
 int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_error *err);
+/* What both directions of both sides have in common; the caller adds token, deadline and endpoint. */
+struct lm_transport_params lm_session_transport_params(const struct lm_session *s, enum lm_direction direction);
+/*
+ * While memory is registered with a device, which can take minutes: tell the peer that
+ * we live.  A thread that pings until it is stopped.
+ */
+struct lm_keepalive {
+	struct lm_control *control;
+	pthread_t thread;
+	int stop_fd; /* eventfd; -1: not running */
+};
+int lm_keepalive_start(struct lm_keepalive *k, struct lm_control *control, struct lm_error *err);
+void lm_keepalive_stop(struct lm_keepalive *k); /* takes one that was not started if stop_fd is -1 */
 /* Deadline for one answer of the peer. */
 int64_t lm_session_peer_deadline(const struct lm_session *s);
 int64_t lm_session_vm_deadline(const struct lm_session *s);

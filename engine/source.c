@@ -44,10 +44,13 @@ static int send_open(struct lm_session *s, struct lm_error *err)
 {
 	LM_AUTO_FREE struct lm_open *open = calloc(1, sizeof(*open));
 	LM_AUTO_FREE uint8_t *buf = malloc(LM_WIRE_PAYLOAD_MAX);
+	int r;
 
 	if (!open || !buf)
 		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
-	snprintf(open->transport, sizeof(open->transport), "%s", s->summary.transport);
+	r = lm_session_transports(s, s->opt.address, open->transports, sizeof(open->transports), err);
+	if (r)
+		return r;
 	open->info = s->vm->info;
 	open->nlanes = s->opt.lanes ? s->opt.lanes : default_lanes();
 	open->verify = s->opt.verify;
@@ -62,29 +65,60 @@ static int send_open(struct lm_session *s, struct lm_error *err)
 			       lm_session_peer_deadline(s), err);
 }
 
-static int connect_lanes(struct lm_session *s, const uint8_t *token, struct lm_error *err)
+static int connect_lanes(struct lm_session *s, const struct lm_opened *opened, struct lm_error *err)
 {
-	struct lm_transport_params p = {
-		.side = LM_SOURCE, .nlanes = s->summary.lanes, .listen_fd = -1, .peer = s->opt.address,
-		.insecure = s->opt.insecure, .deadline_ns = lm_session_peer_deadline(s),
-		.cancel_fd = s->cancel_fd,
-	};
+	struct lm_transport_params p = lm_session_transport_params(s, LM_PUSH);
 
-	memcpy(p.token, token, sizeof(p.token));
+	memcpy(p.token, opened->token, sizeof(p.token));
+	p.endpoint = opened->endpoint;
 	return lm_transport_open(s->transport, &p, err);
+}
+
+/* The destination's choice must be one that we may use, too: it is the peer's word. */
+static int take_opened(struct lm_session *s, const struct lm_opened *opened, struct lm_error *err)
+{
+	char chosen[LM_TRANSPORT_NAME_MAX];
+	int r = lm_session_choose(s, opened->transport, s->opt.address, chosen, err);
+
+	if (r)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION,
+			      "the peer sent a bad message: OPENED with a transport that was not offered");
+	s->summary.lanes = opened->nlanes;
+	r = lm_session_make_transport(s, chosen, err);
+	return r ? r : connect_lanes(s, opened, err);
 }
 
 /* Register what we read from, learn where it goes. */
 static int bind_regions(struct lm_session *s, const struct lm_msg *ready, struct lm_error *err)
 {
 	struct lm_key keys[LM_REGIONS_MAX], mine;
+	struct lm_keepalive keepalive;
 	int r = lm_wire_get_ready(ready->payload, ready->len, s->ram.nregions, keys, err);
 
+	if (!r)
+		r = lm_keepalive_start(&keepalive, &s->control, err);
+	if (r)
+		return r;
 	for (unsigned i = 0; !r && i < s->ram.nregions; i++) {
 		r = lm_transport_region_add(s->transport, &s->ram.regions[i], &mine, err);
 		if (!r)
 			r = lm_transport_region_bind(s->transport, i, &keys[i], err);
 	}
+	lm_keepalive_stop(&keepalive);
+	return r;
+}
+
+/* The destination may be long in registering its memory: it pings meanwhile. */
+static int recv_opening(struct lm_session *s, struct lm_msg *msg, struct lm_error *err)
+{
+	int r;
+
+	do {
+		int64_t heard = s->control.last_heard_ns + s->opt.peer_timeout_ns;
+
+		r = lm_control_recv(&s->control, msg, lm_deadline_min(heard, s->src.deadline_ns), err);
+	} while (r == -ETIMEDOUT && lm_now_ns() < s->src.deadline_ns &&
+		 lm_now_ns() < s->control.last_heard_ns + s->opt.peer_timeout_ns);
 	return r;
 }
 
@@ -96,8 +130,7 @@ static int recv_ready(struct lm_session *s, struct lm_error *err)
 
 	for (;; left--) {
 		struct lm_msg msg;
-		int r = lm_control_recv(&s->control, &msg,
-					lm_deadline_min(lm_session_peer_deadline(s), s->src.deadline_ns), err);
+		int r = recv_opening(s, &msg, err);
 
 		if (r)
 			return r;
@@ -127,20 +160,18 @@ static void opened_event(struct lm_session *s)
 
 static int source_negotiate(struct lm_session *s, struct lm_error *err)
 {
-	uint8_t token[LM_TOKEN_SIZE];
+	struct lm_opened opened;
 	struct lm_msg msg;
 	int r = lm_ram_map(&s->ram, false, err);
 
-	if (!r)
-		r = lm_session_make_transport(s, s->opt.transport, err);
 	if (!r)
 		r = send_open(s, err);
 	if (!r)
 		r = lm_control_expect(&s->control, LM_MSG_OPENED, &msg, lm_session_peer_deadline(s), err);
 	if (!r)
-		r = lm_wire_get_opened(msg.payload, msg.len, s->summary.lanes, token, &s->summary.lanes, err);
+		r = lm_wire_get_opened(msg.payload, msg.len, s->summary.lanes, &opened, err);
 	if (!r)
-		r = connect_lanes(s, token, err);
+		r = take_opened(s, &opened, err);
 	if (!r)
 		r = lm_pool_new(s->summary.lanes, &s->pool, err);
 	if (!r)

@@ -42,6 +42,7 @@
 #define LM_TOKEN_SIZE 16
 #define LM_KEY_SIZE 32      /* opaque to the engine: an rkey and an address, say */
 #define LM_ENDPOINT_SIZE 256
+#define LM_TRANSPORT_NAME_MAX 16
 /* Longest run; lm_transport_write() refuses longer ones. */
 #define LM_RUN_MAX (UINT64_C(1) << 30)
 #define LM_WRITE_MAX 256    /* runs in one write call */
@@ -66,9 +67,6 @@ struct lm_run {
 struct lm_key {
 	uint8_t bytes[LM_KEY_SIZE];
 };
-
-/* How much of guest RAM is registered with the devices, and when; for transports that do that. */
-enum lm_pin { LM_PIN_AUTO, LM_PIN_ALL, LM_PIN_CHUNK, LM_PIN_ODP };
 
 struct lm_transport_params {
 	enum lm_side side;

@@ -106,7 +106,7 @@ size_t lm_wire_put_open(void *buf, const struct lm_open *open)
 	struct lm_wire_region *r = (void *)(o + 1);
 
 	memset(o, 0, sizeof(*o));
-	put_string(o->transport, sizeof(o->transport), open->transport);
+	put_string(o->transports, sizeof(o->transports), open->transports);
 	put_string(o->vmm, sizeof(o->vmm), open->info.vmm);
 	put_string(o->machine, sizeof(o->machine), open->info.machine);
 	put_string(o->vmm_version, sizeof(o->vmm_version), open->info.version);
@@ -153,7 +153,7 @@ int lm_wire_get_open(const void *p, size_t len, struct lm_open *ret, struct lm_e
 		return bad(err, "OPEN: number of lanes");
 	if (flags & ~(LM_OPEN_RUNNING | LM_OPEN_VERIFY))
 		return bad(err, "OPEN: unknown flags");
-	if (!get_string(ret->transport, o->transport, sizeof(o->transport)) ||
+	if (!get_string(ret->transports, o->transports, sizeof(o->transports)) ||
 	    !get_string(ret->info.vmm, o->vmm, sizeof(o->vmm)) ||
 	    !get_string(ret->info.machine, o->machine, sizeof(o->machine)) ||
 	    !get_string(ret->info.version, o->vmm_version, sizeof(o->vmm_version)))
@@ -172,19 +172,35 @@ int lm_wire_get_open(const void *p, size_t len, struct lm_open *ret, struct lm_e
 	return 0;
 }
 
-int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked,
-		       uint8_t token[static LM_TOKEN_SIZE], unsigned *ret_nlanes, struct lm_error *err)
+size_t lm_wire_put_opened(void *buf, const struct lm_opened *opened)
+{
+	struct lm_wire_opened *o = buf;
+
+	memset(o, 0, sizeof(*o));
+	put_string(o->transport, sizeof(o->transport), opened->transport);
+	memcpy(o->token, opened->token, sizeof(o->token));
+	memcpy(o->endpoint, opened->endpoint, sizeof(o->endpoint));
+	o->nlanes = lm_le32(opened->nlanes);
+	return sizeof(*o);
+}
+
+int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked, struct lm_opened *ret,
+		       struct lm_error *err)
 {
 	const struct lm_wire_opened *o = p;
 	uint32_t nlanes;
 
+	memset(ret, 0, sizeof(*ret));
 	if (len != sizeof(*o) || lm_le32_get(o->reserved))
 		return bad(err, "OPENED: length");
+	if (!get_string(ret->transport, o->transport, sizeof(o->transport)))
+		return bad(err, "OPENED: transport");
 	nlanes = lm_le32_get(o->nlanes);
 	if (!nlanes || nlanes > nlanes_asked)
 		return bad(err, "OPENED: number of lanes");
-	memcpy(token, o->token, LM_TOKEN_SIZE);
-	*ret_nlanes = nlanes;
+	memcpy(ret->token, o->token, sizeof(ret->token));
+	memcpy(ret->endpoint, o->endpoint, sizeof(ret->endpoint));
+	ret->nlanes = nlanes;
 	return 0;
 }
 

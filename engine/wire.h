@@ -61,7 +61,7 @@ struct lm_wire_hello {
 _Static_assert(sizeof(struct lm_wire_hello) == 40, "HELLO");
 
 struct lm_wire_open {
-	char transport[16];
+	char transports[32]; /* names, comma separated, the best first */
 	char vmm[16];
 	char machine[64];
 	char vmm_version[64];
@@ -71,7 +71,7 @@ struct lm_wire_open {
 	struct le32 nregions;
 	/* nregions times struct lm_wire_region */
 };
-_Static_assert(sizeof(struct lm_wire_open) == 176, "OPEN");
+_Static_assert(sizeof(struct lm_wire_open) == 192, "OPEN");
 #define LM_OPEN_RUNNING 1u /* the guest runs: so shall it at the destination */
 #define LM_OPEN_VERIFY  2u
 
@@ -82,11 +82,13 @@ struct lm_wire_region {
 _Static_assert(sizeof(struct lm_wire_region) == 80, "region");
 
 struct lm_wire_opened {
+	char transport[LM_TRANSPORT_NAME_MAX]; /* one of those that OPEN named */
 	uint8_t token[LM_TOKEN_SIZE]; /* every lane shows it */
+	uint8_t endpoint[LM_ENDPOINT_SIZE]; /* opaque to the engine: where the transport listens */
 	struct le32 nlanes;           /* granted: at most what OPEN asked for */
 	struct le32 reserved;         /* 0 */
 };
-_Static_assert(sizeof(struct lm_wire_opened) == 24, "OPENED");
+_Static_assert(sizeof(struct lm_wire_opened) == 296, "OPENED");
 
 /* Pages of one region that the destination's file holds data for already. */
 struct lm_wire_resident {
@@ -123,7 +125,7 @@ struct lm_wire_abort {
 
 /* What OPEN says, decoded. */
 struct lm_open {
-	char transport[16];
+	char transports[32];
 	struct lm_vm_info info;
 	unsigned nlanes;
 	bool verify;
@@ -134,11 +136,20 @@ struct lm_open {
 	} regions[LM_REGIONS_MAX];
 };
 
+/* What OPENED says, decoded. */
+struct lm_opened {
+	char transport[LM_TRANSPORT_NAME_MAX];
+	uint8_t token[LM_TOKEN_SIZE];
+	uint8_t endpoint[LM_ENDPOINT_SIZE];
+	unsigned nlanes;
+};
+
 const char *lm_msg_name(unsigned type);
 
 /* Payloads that are built in one buffer: return the length.  buf holds LM_WIRE_PAYLOAD_MAX. */
 size_t lm_wire_put_hello(void *buf);
 size_t lm_wire_put_open(void *buf, const struct lm_open *open);
+size_t lm_wire_put_opened(void *buf, const struct lm_opened *opened);
 size_t lm_wire_put_abort(void *buf, int code, const char *text);
 
 /* Decoders: 0, or -EPROTO with what is wrong. */
@@ -146,8 +157,8 @@ int lm_wire_get_header(const struct lm_wire_header *h, uint64_t seq, unsigned *r
 		       uint32_t *ret_len, struct lm_error *err);
 int lm_wire_get_hello(const void *p, size_t len, char software[static 32], struct lm_error *err);
 int lm_wire_get_open(const void *p, size_t len, struct lm_open *ret, struct lm_error *err);
-int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked,
-		       uint8_t token[static LM_TOKEN_SIZE], unsigned *ret_nlanes, struct lm_error *err);
+int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked, struct lm_opened *ret,
+		       struct lm_error *err);
 /* READY: one struct lm_key per region, nothing else. */
 int lm_wire_get_ready(const void *p, size_t len, unsigned nregions, struct lm_key *ret_keys,
 		      struct lm_error *err);

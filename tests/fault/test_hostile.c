@@ -152,7 +152,7 @@ static void state_after_hello(struct said *s)
 static void open_of(struct said *s, uint32_t nregions, uint64_t size, uint32_t nlanes)
 {
 	struct { struct lm_wire_open open; struct lm_wire_region region; } o = {
-		.open = { .transport = "tcp", .vmm = "qemu", .machine = "pc-q35-7.2", .vmm_version = "7.2",
+		.open = { .transports = "tcp", .vmm = "qemu", .machine = "pc-q35-7.2", .vmm_version = "7.2",
 			  .vcpus = lm_le32(1), .nlanes = lm_le32(nlanes),
 			  .nregions = lm_le32(nregions) },
 		.region = { .name = "ram0", .size = lm_le64(size), .page_size = lm_le64(4096) },
@@ -179,7 +179,7 @@ static void open_with_a_thousand_lanes(struct said *s)
 
 static void opened_with_more_lanes_than_asked(struct said *s)
 {
-	struct lm_wire_opened o = { .nlanes = lm_le32(64) };
+	struct lm_wire_opened o = { .transport = "tcp", .nlanes = lm_le32(64) };
 
 	good_hello(s);
 	say_message(s, LM_MSG_OPENED, 1, &o, sizeof(o));
@@ -187,7 +187,7 @@ static void opened_with_more_lanes_than_asked(struct said *s)
 
 static void opened_with_no_lane(struct said *s)
 {
-	struct lm_wire_opened o = { .nlanes = lm_le32(0) };
+	struct lm_wire_opened o = { .transport = "tcp", .nlanes = lm_le32(0) };
 
 	good_hello(s);
 	say_message(s, LM_MSG_OPENED, 1, &o, sizeof(o));

@@ -44,11 +44,10 @@ static void open_message(const uint8_t *p, size_t len)
 
 static void opened(const uint8_t *p, size_t len)
 {
-	uint8_t token[LM_TOKEN_SIZE];
-	unsigned n;
+	struct lm_opened opened;
 
-	if (!lm_wire_get_opened(p, len, 4, token, &n, &err))
-		assert(n && n <= 4);
+	if (!lm_wire_get_opened(p, len, 4, &opened, &err))
+		assert(opened.nlanes && opened.nlanes <= 4);
 }
 
 static void ready(const uint8_t *p, size_t len)
