@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -66,6 +67,15 @@ bool lm_ram_same(const struct lm_ram *a, const struct lm_ram *b)
 		if (!region_same(&a->regions[i], &b->regions[i]))
 			return false;
 	return true;
+}
+
+void lm_region_clear(const struct lm_region *r, uint64_t first, uint64_t n)
+{
+	uint64_t offset = first << LM_PAGE_SHIFT, len = n << LM_PAGE_SHIFT;
+
+	if (r->page_size != LM_PAGE_SIZE ||
+	    fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(r->file_offset + offset), (off_t)len))
+		memset(r->host + offset, 0, len);
 }
 
 static int read_error(const struct lm_region *r, int64_t n, struct lm_error *err)

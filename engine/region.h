@@ -48,6 +48,12 @@ int lm_ram_map(struct lm_ram *ram, bool writable, struct lm_error *err);
 bool lm_ram_same(const struct lm_ram *a, const struct lm_ram *b);
 
 /*
+ * Make pages [first, first + n) zero, of a region that is mapped writable: freed where
+ * the file allows.  hugetlbfs pages are cleared in place: freed, they might not come back.
+ */
+void lm_region_clear(const struct lm_region *r, uint64_t first, uint64_t n);
+
+/*
  * Set the bits of the pages in [first, first + n) that may hold something else than
  * zeros: those for which the file has data (SEEK_DATA), or, on hugetlbfs, which does not
  * know holes, those of huge pages with content.  Allocates no memory in the file.
