@@ -24,7 +24,6 @@
  */
 #include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include "cleanup.h"
 #include "inject.h"
@@ -38,10 +37,6 @@
  * the calls of one injection have 2 s.
  */
 #define DROP_STEP (UINT64_C(4) << 30)
-
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24 /* Linux 5.18, which is also the first that drops huge pages */
-#endif
 
 int uffd_pager_gone(const struct uffd_pager *u, struct lm_error *err)
 {
@@ -198,7 +193,7 @@ static struct lm_inject_call drop_call(const struct lm_region *r, uint64_t at)
 
 	return (struct lm_inject_call){
 		.nr = SYS_madvise,
-		.args = { r->vm_addr + at, len, MADV_DONTNEED_LOCKED },
+		.args = { r->vm_addr + at, len, LM_MADV_DONTNEED_LOCKED },
 	};
 }
 
