@@ -177,6 +177,7 @@ static void move(void)
 	server_start();
 	ok(lm_vm_state_save(src, lm_now_ns() + LIMIT, &rig_err));
 	ok(lm_vm_state_wait(dst, lm_now_ns() + LIMIT, &rig_err));
+	channel_close();
 	close(sv[0]);
 	ok(lm_vm_resume(dst, lm_now_ns() + LIMIT, &times, &rig_err));
 }
