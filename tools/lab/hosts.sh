@@ -49,7 +49,8 @@ hosts_run_command()
 	local a=${opt_hosts%,*} b=${opt_hosts#*,} word
 
 	[[ $here != *[[:space:]]* ]] || fail "this does not work in a folder with blanks in its name: $here"
-	[ -z "$opt_with" ] && [ "$opt_hugepages" = 0 ] || fail "--with and --hugepages are for the VM"
+	[ -z "$opt_with" ] || fail "--with is for the VM: real hosts have what they have"
+	[ "$opt_hugepages" = 0 ] || fail "--hugepages is for the VM"
 	hosts_reach "$a" "$b"
 	hosts_rails "$a" A
 	hosts_rails "$b" B

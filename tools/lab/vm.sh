@@ -82,8 +82,13 @@ vm_numa_words()
 # Sets vm_words: QEMU's command line
 vm_command_line()
 {
+	local threads=multi
+
+	# KVM patches the kernel's code while it runs; two CPUs that are emulated in parallel
+	# now and then take that for a breakpoint and die (so they may at boot, see above).
+	[[ $opt_cpus,$opt_with, != 2,*kvm,* ]] || threads=single
 	vm_words=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
-		-M q35 -accel tcg,thread=multi,tb-size=256 -cpu max -smp "$opt_cpus" -m "$opt_memory"
+		-M q35 -accel "tcg,thread=$threads,tb-size=256" -cpu max -smp "$opt_cpus" -m "$opt_memory"
 		-kernel "$lab/vm/vmlinux" -initrd "$lab/vm/initramfs.cpio" -append "$(vm_kernel_words)")
 	[[ ,$opt_with, != *,numa,* ]] || vm_numa_words
 	vm_share host / ,readonly=on
