@@ -23,6 +23,22 @@ vm_quote()
 	printf "'%s'" "${1//\'/\'\\\'\'}"
 }
 
+# Makes the run's folder, and removes those whose run was killed: nobody locks them.
+vm_make_folder()
+{
+	local old
+
+	exec 9>"$lab/lock"
+	flock 9
+	for old in "$lab"/run.*/; do
+		(exec 7<"$old" && flock -n 7 && rm -rf "$old") 2>/dev/null
+	done
+	vm_run=$(mktemp -d "$lab/run.XXXXXX") || fail "cannot write to $lab"
+	exec 7<"$vm_run"
+	flock 7
+	exec 9>&-
+}
+
 # What the VM is to know.  $opt_* are run's options.
 vm_describe()
 {
@@ -216,7 +232,7 @@ vm_finish()
 # run COMMAND...: returns the command's status
 vm_run_command()
 {
-	vm_run=$(mktemp -d "$lab/run.XXXXXX")
+	vm_make_folder
 	trap vm_finish EXIT
 	trap 'exit 130' INT
 	trap 'exit 129' HUP
@@ -232,7 +248,7 @@ vm_run_command()
 # The terminal is the VM's serial line.  QEMU's monitor is at Ctrl-a c, its end at Ctrl-a x.
 vm_run_shell()
 {
-	vm_run=$(mktemp -d "$lab/run.XXXXXX")
+	vm_make_folder
 	trap vm_finish EXIT
 	vm_describe
 	vm_command_line
