@@ -61,4 +61,12 @@ void lm_region_clear(const struct lm_region *r, uint64_t first, uint64_t n);
 int lm_region_existing(const struct lm_region *r, uint64_t first, uint64_t n,
 		       struct lm_bitmap *existing, struct lm_error *err);
 
+/*
+ * npages <= 64 from the byte offset on, of a mapped region: bit i is set when page i
+ * is all zeros.  Allocates no memory in the file: only pages that are in memory are
+ * read through the mapping, the file is asked about the others.  When neither the
+ * kernel nor the file will tell, pages are read through the mapping all the same.
+ */
+uint64_t lm_region_zeros(const struct lm_region *r, uint64_t offset, unsigned npages);
+
 #endif
