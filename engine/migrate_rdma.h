@@ -290,6 +290,8 @@ LM_API void lm_session_postcopy(struct lm_session *session);
 
 /* Address that the destination listens on, "HOST:PORT".  Owned by the session. */
 LM_API const char *lm_session_address(const struct lm_session *session);
+/* The process of the guest's QEMU on this host. */
+LM_API int32_t lm_session_pid(const struct lm_session *session);
 LM_API const struct lm_summary *lm_session_summary(const struct lm_session *session);
 
 /* Takes NULL.  Never stops or kills a guest. */

@@ -326,6 +326,11 @@ const char *lm_session_address(const struct lm_session *s)
 	return s->address;
 }
 
+int32_t lm_session_pid(const struct lm_session *s)
+{
+	return s->vm->pid;
+}
+
 const struct lm_summary *lm_session_summary(const struct lm_session *s)
 {
 	return &s->summary;
