@@ -277,7 +277,9 @@ LM_API int lm_session_run(struct lm_session *session, struct lm_error *err);
 
 /*
  * Ask a running session to stop.  Before COMMIT the guest goes on at the source;
- * after it the request has no effect.  Async-signal-safe; any thread.
+ * after it the request has no effect, but that a session which is just then looking
+ * for a peer that post-copy lost looks no longer (LM_OUTCOME_INTERRUPTED).
+ * Async-signal-safe; any thread.
  */
 LM_API void lm_session_cancel(struct lm_session *session);
 

@@ -94,6 +94,14 @@ int lm_session_check_cancel(struct lm_session *s, struct lm_error *err)
 	return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
 }
 
+void lm_session_forget_cancel(struct lm_session *s)
+{
+	uint64_t n;
+
+	if (read(s->cancel_fd, &n, sizeof(n)) < 0)
+		return; /* nobody asked */
+}
+
 int64_t lm_session_peer_deadline(const struct lm_session *s)
 {
 	int64_t deadline = lm_deadline_after(s->opt.peer_timeout_ns);
