@@ -444,8 +444,10 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 	if (s->recovering)
 		r = lm_err(&e, -ENOTCONN, LM_SCOPE_SESSION, "its engine or ours ended");
 	for (;;) {
-		if (!r)
+		if (!r) {
 			r = fetch_rest(s, &e);
+			lm_session_forget_cancel(s);
+		}
 		if (!r || e.scope == LM_SCOPE_VM)
 			break;
 		r = recover(s, &e);

@@ -167,6 +167,8 @@ void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *f
 /* The process behind the VM has exited: a VM that does not answer is not lost yet. */
 bool lm_session_vm_gone(const struct lm_session *s);
 int lm_session_check_cancel(struct lm_session *s, struct lm_error *err);
+/* What was asked while nothing could be cancelled does not count later. */
+void lm_session_forget_cancel(struct lm_session *s);
 /*
  * Transports that this side may use towards the peer (NULL: not known yet), the best
  * first, comma separated.  When there is none: why not.
