@@ -37,6 +37,7 @@ struct cli_settings {
 	unsigned verbose;
 	bool quit_source;
 	bool run_here, end_here, yes;
+	bool recovering;         /* the guest has been switched over before we came */
 	int completion;        /* enum cli_shell */
 	char *const *words;    /* what follows the options, NULL-ended */
 };
