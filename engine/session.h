@@ -72,6 +72,7 @@ struct lm_postcopy_session {
 	/* source */
 	struct lm_pool *pool;     /* answers on all lanes */
 	_Atomic bool stop, lost;
+	bool whole;               /* the destination has said so */
 	struct lm_error *lane_errors;
 	struct lm_pageset told;   /* pages that were named as left */
 	/* destination */
