@@ -16,9 +16,11 @@
 
 enum { EXIT_INTERRUPTED = 8 }; /* migrate-rdma(1) */
 
-/* 64 MiB stay behind and come in about two seconds. */
-static const struct rig_config guest = { .mb = 128, .append = "mb=64 rate=100000" };
-#define SLOW "--max-bandwidth", "32MiB/s"
+/* All of 64 MiB stays behind; faults and the background take more than two seconds for it. */
+static const struct rig_config guest = { .mb = 128, .append = "mb=64 rate=2000" };
+#define SLOW "--postcopy", "now", "--max-bandwidth", "16MiB/s", "--lanes", "2"
+/* The cap is for the background; the lane for faults (the third) is slowed by the test. */
+#define SLOW_FAULTS "action=delay=3,lane=2,repeat=1"
 
 struct move {
 	struct rig *rig;
@@ -33,6 +35,8 @@ static struct rig_run_options with(const struct rig_run_options *base, const cha
 	struct rig_run_options o = base ? *base : (struct rig_run_options){ 0 };
 	unsigned n = 0;
 
+	if (!o.transport_fault)
+		o.transport_fault = SLOW_FAULTS;
 	while (o.args[n])
 		n++;
 	o.args[n++] = "--peer-timeout";
@@ -69,7 +73,8 @@ static struct rig_run *recover(struct move *m, struct rig_vm *vm, const char *ho
 {
 	const char *argv[] = { "recover", "--json", "--qmp", vm->qmp, how, address, "--peer-timeout", "2s", NULL };
 
-	return rig_engine(m->rig, vm == m->a ? "recover-A" : "recover-B", argv, NULL);
+	return rig_engine(m->rig, vm == m->a ? "recover-A" : "recover-B", argv,
+			  &(struct rig_run_options){ .transport_fault = SLOW_FAULTS });
 }
 
 static void kill_and_recover_dest(struct move *m)
