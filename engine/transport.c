@@ -178,7 +178,21 @@ static struct lm_transport *tcp_make(void)
 #define tcp_make lm_transport_tcp_new
 #endif
 
+#ifdef LM_HAVE_RDMA
+#ifdef LM_TEST_HOOKS
+static struct lm_transport *rdma_make(void)
+{
+	return lm_transport_fault_from_env(lm_transport_rdma_new());
+}
+#else
+#define rdma_make lm_transport_rdma_new
+#endif
+#endif
+
 static const struct lm_transport_info infos[] = {
+#ifdef LM_HAVE_RDMA
+	{ "rdma", "RDMA WRITE from guest memory to guest memory; InfiniBand, RoCE, iWARP", rdma_make, lm_rdma_usable },
+#endif
 	{ "tcp", "one TCP connection per lane, over any network", tcp_make, NULL },
 };
 
@@ -199,7 +213,12 @@ const struct lm_transport_info *lm_transport_at(unsigned i)
 
 const char *const *lm_transport_names(void)
 {
-	static const char *const names[] = { "tcp", NULL };
+	static const char *const names[] = {
+#ifdef LM_HAVE_RDMA
+		"rdma",
+#endif
+		"tcp", NULL
+	};
 
 	_Static_assert(sizeof(names) / sizeof(names[0]) == NINFOS + 1, "a name for every transport");
 	return names;

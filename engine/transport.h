@@ -161,6 +161,9 @@ struct lm_transport {
 
 /* Makers: the object is the caller's; lm_transport_free() closes it too. */
 struct lm_transport *lm_transport_tcp_new(void);
+/* Where it was built in (LM_HAVE_RDMA); ../rdma. */
+struct lm_transport *lm_transport_rdma_new(void);
+bool lm_rdma_usable(const char *peer, const char *const *rails, unsigned nrails, char *ret_why, size_t size);
 /*
  * In process, for tests: source and destination are two ends made together;
  * open both, then write at one end and poll the other.

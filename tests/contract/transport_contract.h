@@ -34,6 +34,9 @@ struct backend {
 	const char *send;       /* LM_TCP_SEND */
 	const char *place;      /* LM_TCP_PLACE */
 	bool decorated;         /* inside a fault decorator that does nothing */
+	bool rdma;
+	enum lm_pin pin;
+	bool pinned;            /* pages of the destination stay allocated */
 };
 
 struct side {
@@ -58,6 +61,8 @@ struct pump {
 struct rig {
 	const struct backend *backend;
 	struct lm_transport_params params[2]; /* by enum lm_side */
+	uint8_t endpoint[LM_ENDPOINT_SIZE];
+	struct lm_key keys[RIG_REGIONS];      /* of the destination */
 	char address[256];
 	int listen_fd;
 	uint64_t size;
@@ -72,7 +77,8 @@ struct rig *rig_open(const struct backend *b, unsigned nlanes, uint64_t size);
 /* Open both ends, each in its thread, and make the regions known; asserts success. */
 void rig_connect(struct rig *rig);
 void rig_make_transports(struct rig *rig);
-void rig_add_regions(struct side *s);
+/* The destination first: the source needs its keys. */
+void rig_add_regions(struct rig *rig, struct side *s);
 /* Checks the guards, closes, frees. */
 void rig_free(struct rig *rig);
 
@@ -116,6 +122,12 @@ void shut_from_another_thread_ends_a_waiting_poll(void **state);
 void nothing_lands_after_shut_at_the_destination(void **state);
 void nothing_lands_after_close_at_the_destination(void **state);
 void an_orderly_close_is_told_from_a_cut(void **state);
+
+/*
+ * Where the two ends live: network namespaces ("" or NULL: this one), so that what
+ * they say goes over a wire.  The calling thread becomes the destination's.
+ */
+void rig_namespaces(const char *source, const char *dest);
 
 /* Suites; each returns the number of failed tests. */
 int transport_contract_tcp(void);

@@ -125,6 +125,8 @@ void nothing_lands_after_close_at_the_destination(void **state)
 	fill_lane(rig);
 	lm_transport_free(rig->dst.t);
 	rig->dst.t = NULL;
+	if (rig->backend->rdma)
+		then = dest_hash(rig); /* what was placed before needed no poll */
 	for (int i = 0; i < 20 && !r && !res.closed; i++)
 		r = lm_transport_poll(rig->src.t, 0, 5, &res, &err);
 	assert_true(r < 0 || res.closed);
