@@ -240,16 +240,33 @@ static int push_rest(struct rd_lane *l, struct lm_error *err)
 	return 0;
 }
 
+/* The lane holds one run that waits; the next is refused until it has gone out. */
 static int queue_data(struct rd_lane *l, const struct lm_run *run, struct lm_error *err)
 {
 	int r;
 
 	l->rest = *run;
 	r = push_rest(l, err);
-	if (r != -EAGAIN || l->rest.len < run->len)
-		return r == -EAGAIN ? 0 : r;
-	l->rest.len = 0;
-	return -EAGAIN;
+	return r == -EAGAIN ? 0 : r;
+}
+
+/* The flush that waits goes out behind everything else. */
+static int send_flush(struct rd_lane *l, struct lm_error *err)
+{
+	int r;
+
+	if (l->flush_queued == l->flush_seq)
+		return 0;
+	r = push_rest(l, err);
+	if (!r)
+		r = send_zeros(l, err);
+	if (!r && !rd_can_send(l, false))
+		r = -EAGAIN;
+	if (!r)
+		r = rd_send(l, RDMA_FLUSH, NULL, 0, 0, l->flush_queued, l->written, err);
+	if (!r)
+		l->flush_seq = l->flush_queued;
+	return r;
 }
 
 static int send_wants(struct rd_lane *l, struct lm_error *err)
@@ -266,13 +283,17 @@ static int send_wants(struct rd_lane *l, struct lm_error *err)
 	return r;
 }
 
-/* Everything that can go out now. */
+/* Everything that can go out now: 0 or an error. */
 static int send_pending(struct rd_lane *l, struct lm_error *err)
 {
-	int r = send_wants(l, err);
+	int r = push_rest(l, err);
 
 	if (!r || r == -EAGAIN)
+		r = send_wants(l, err);
+	if (!r || r == -EAGAIN)
 		r = send_zeros(l, err);
+	if (!r || r == -EAGAIN)
+		r = send_flush(l, err);
 	if (!r || r == -EAGAIN)
 		r = rd_post_batch(l, err);
 	return r;
@@ -280,44 +301,35 @@ static int send_pending(struct rd_lane *l, struct lm_error *err)
 
 int rd_active_queue(struct rd_lane *l, const struct lm_run *runs, unsigned n, struct lm_error *err)
 {
-	unsigned taken;
-	int r = 0;
+	unsigned taken = 0;
+	int r = send_flush(l, err);
 
-	for (taken = 0; taken < n; taken++) {
+	while (!r && taken < n) {
 		r = push_rest(l, err);
 		if (!r)
 			r = runs[taken].kind == LM_RUN_DATA ? queue_data(l, &runs[taken], err) :
 							      queue_zero(l, &runs[taken], err);
-		if (r)
-			break;
+		taken += !r;
 	}
 	if (!r || r == -EAGAIN)
 		r = send_pending(l, err);
 	if (r)
 		return r;
+	l->full = !taken;
 	return taken ? (int)taken : -EAGAIN;
 }
 
 int rd_active_flush(struct rd_lane *l, uint64_t seq, struct lm_error *err)
 {
-	int r = rd_data_room(l) ? push_rest(l, err) : -EAGAIN;
-
-	if (!r)
-		r = send_zeros(l, err);
-	if (!r && !rd_can_send(l, false))
-		r = -EAGAIN;
-	if (!r)
-		r = rd_send(l, RDMA_FLUSH, NULL, 0, 0, seq, l->written, err);
-	if (!r)
-		l->flush_seq = seq;
-	if (r && r != -EAGAIN)
-		return r;
-	return rd_post_batch(l, err) ? -EIO : r;
+	/* Full for a run, full for a flush. */
+	if (l->full || l->flush_queued != l->flush_seq)
+		return -EAGAIN;
+	l->flush_queued = seq;
+	return send_pending(l, err);
 }
 
 int rd_active_advance(struct rd_lane *l, struct lm_error *err)
 {
-	int r = push_rest(l, err);
-
-	return r && r != -EAGAIN ? r : send_pending(l, err);
+	l->full = false;
+	return send_pending(l, err);
 }

@@ -104,6 +104,11 @@ static int use_find(struct rdma *t, struct rdma_cm_id *id, struct rd_use **ret, 
 
 static void opened(struct rd_lane *l)
 {
+	struct ibv_qp_init_attr unused;
+	struct ibv_qp_attr a;
+
+	if (ibv_query_qp(l->id->qp, &a, IBV_QP_PATH_MTU, &unused) || a.path_mtu < IBV_MTU_4096)
+		l->use->small_packets = true;
 	l->state = RDMA_LANE_OPEN;
 	rd_device_add_lane(l->use->dev, l);
 }

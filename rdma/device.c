@@ -9,6 +9,8 @@
 #include "cleanup.h"
 #include "rdma.h"
 
+#define RXE_VENDOR 0xffffff
+
 static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct rd_device *registry;
 
@@ -103,6 +105,15 @@ void rd_device_remove_lane(struct rd_device *d, struct rd_lane *l)
 }
 
 /* ---- life ---- */
+
+/*
+ * Soft-RoCE on demand copies every packet to the beginning of its page (Linux 7.3):
+ * right only where a packet is a whole page.
+ */
+bool rd_device_odp_needs_4k(const struct rd_device *d)
+{
+	return d->attr.orig_attr.vendor_id == RXE_VENDOR && !d->iwarp;
+}
 
 bool rd_device_odp(const struct rd_device *d)
 {

@@ -355,7 +355,7 @@ static int step(struct rd_lane *l, struct lm_poll_result *res, struct lm_error *
 		return rd_lane_error(l, 0, err, "waiting for the %s", rd_peer_name(l));
 	if (lm_transport_is_active(&l->t->base))
 		r = rd_active_advance(l, err);
-	if (!r || r == -EAGAIN)
+	if (!r)
 		r = rd_peer_answer(l, err);
 	return r ? r : n > 0;
 }
@@ -426,7 +426,7 @@ int rd_lane_poll(struct rd_lane *l, int timeout_ms, int wake_fd, struct lm_poll_
 static bool say_close(struct rd_lane *l)
 {
 	return l->state == RDMA_LANE_OPEN && !atomic_load(&l->shut) && !l->closed && !l->hung_up && !l->rest.len &&
-	       rd_can_send(l, false) && !rd_send(l, RDMA_CLOSE, NULL, 0, 0, 0, 0, NULL) && !rd_post_batch(l, NULL);
+	       l->flush_queued == l->flush_seq && rd_can_send(l, false) && !rd_send(l, RDMA_CLOSE, NULL, 0, 0, 0, 0, NULL) && !rd_post_batch(l, NULL);
 }
 
 /* Whether all that was posted has arrived, or never will. */

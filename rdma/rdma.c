@@ -154,10 +154,10 @@ static uint64_t present_bytes(const struct lm_region *r)
 	return n < r->size ? n : r->size;
 }
 
-static enum rd_mode mode_for(const struct rdma *t, const struct rd_device *d, const struct lm_region *region)
+static enum rd_mode mode_for(const struct rdma *t, const struct rd_use *u, const struct lm_region *region)
 {
 	struct rd_plan p = {
-		.pin = t->pin, .side = t->base.side, .direction = t->base.direction, .odp = rd_device_odp(d),
+		.pin = t->pin, .side = t->base.side, .direction = t->base.direction, .odp = rd_device_odp(u->dev) && !(u->small_packets && rd_device_odp_needs_4k(u->dev)),
 		.may_discard = t->may_discard, .memlock = memlock_limit(), .ram_bytes = region->size,
 		.present_bytes = present_bytes(region),
 	};
@@ -188,7 +188,7 @@ static unsigned shift_for(const struct rdma *t, const struct lm_region *region)
 		uint64_t m = t->uses[i].dev->attr.orig_attr.max_mr_size;
 
 		max = m && m < max ? m : max;
-		whole &= mode_for(t, t->uses[i].dev, region) == RDMA_MODE_ALL;
+		whole &= mode_for(t, &t->uses[i], region) == RDMA_MODE_ALL;
 	}
 	return rd_plan_shift(region->size, region->page_size, whole, max);
 }
@@ -219,7 +219,7 @@ static int mems_get(struct rdma *t, unsigned index, const struct lm_region *regi
 
 	for (unsigned i = 0; !r && i < t->nuses; i++) {
 		struct rd_use *u = &t->uses[i];
-		enum rd_mode mode = mode_for(t, u->dev, region);
+		enum rd_mode mode = mode_for(t, u, region);
 
 		if (mode != RDMA_MODE_COPY)
 			r = rd_mem_get(u->dev, region, access_for(t, u->dev), t->regions[index].shift, mode, &u->mem[index], err);

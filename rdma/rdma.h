@@ -76,7 +76,9 @@ void rd_device_put(struct rd_device *d); /* takes NULL */
 /* From add to remove, asynchronous events of its port shut the lane. */
 void rd_device_add_lane(struct rd_device *d, struct rd_lane *l);
 void rd_device_remove_lane(struct rd_device *d, struct rd_lane *l);
+/* It can do what we need on demand; and whether only where packets are of 4 KiB. */
 bool rd_device_odp(const struct rd_device *d);
+bool rd_device_odp_needs_4k(const struct rd_device *d);
 
 /* ---- mr.c ---- */
 
@@ -131,6 +133,7 @@ bool rd_mem_unless_pinned(struct rd_mem *m, uint32_t chunk, int (*fn)(void *), v
 
 struct rd_use {
 	struct rd_device *dev;
+	bool small_packets; /* a lane's path MTU is below 4096 */
 	struct rd_mem *mem[LM_REGIONS_MAX];
 };
 
@@ -227,7 +230,8 @@ struct rd_lane {
 	uint32_t zeros_sent, zeros_placed;     /* messages */
 	uint64_t zero_lo, zero_hi; /* encloses those that are not placed; see active.c */
 	uint64_t written;          /* bytes of data queued since open */
-	uint64_t flush_seq, flushed;
+	uint64_t flush_queued, flush_seq, flushed; /* asked for, sent, confirmed */
+	bool full;                 /* write said so; until the next poll */
 	uint64_t fetched;
 	/* Staging: for memory that must not be pinned */
 	uint8_t *stage;
