@@ -191,9 +191,10 @@ static struct lm_transport *rdma_make(void)
 
 static const struct lm_transport_info infos[] = {
 #ifdef LM_HAVE_RDMA
-	{ "rdma", "RDMA WRITE from guest memory to guest memory; InfiniBand, RoCE, iWARP", rdma_make, lm_rdma_usable },
+	{ "rdma", "RDMA WRITE from guest memory to guest memory; InfiniBand, RoCE, iWARP", rdma_make, lm_rdma_usable,
+	  lm_rdma_check },
 #endif
-	{ "tcp", "one TCP connection per lane, over any network", tcp_make, NULL },
+	{ "tcp", "one TCP connection per lane, over any network", tcp_make, NULL, NULL },
 };
 
 #define NINFOS (sizeof(infos) / sizeof(infos[0]))
@@ -209,6 +210,17 @@ const struct lm_transport_info *lm_transport_find(const char *name)
 const struct lm_transport_info *lm_transport_at(unsigned i)
 {
 	return i < NINFOS ? &infos[i] : NULL;
+}
+
+int lm_check_transport(const char *name, lm_check_fn *fn, void *opaque)
+{
+	const struct lm_transport_info *info = lm_transport_find(name);
+
+	if (!info)
+		return -ENOENT;
+	if (info->check)
+		info->check(fn, opaque);
+	return 0;
 }
 
 const char *const *lm_transport_names(void)

@@ -8,7 +8,6 @@
 #include "address.h"
 #include "cleanup.h"
 #include "clock.h"
-#include "info.h"
 #include "rdma.h"
 
 #define ROUTE_NS (2 * LM_NS_PER_S)
