@@ -60,6 +60,22 @@ static enum lm_decision_kind on_stall(const struct lm_converge *c)
 	return LM_DECIDE_CONTINUE;
 }
 
+/* A round that saved less than a quarter of what is left does not pay. */
+static bool pays(struct lm_converge *c, int64_t predicted_ns)
+{
+	bool pays = !c->before_ns || predicted_ns < c->before_ns - c->before_ns / 4;
+
+	c->before_ns = predicted_ns;
+	return pays;
+}
+
+static void decide_postcopy(const struct lm_converge *c, uint64_t dirty_pages, struct lm_decision *ret)
+{
+	ret->kind = LM_DECIDE_POSTCOPY;
+	snprintf(ret->reason, sizeof(ret->reason), "%llu pages stay behind: %s", (unsigned long long)dirty_pages,
+		 c->postcopy_now ? "post-copy was asked for" : "another round would not pay");
+}
+
 void lm_converge_decide(struct lm_converge *c, unsigned round, uint64_t dirty_pages, int64_t scan_ns,
 			int64_t rtt_ns, struct lm_decision *ret)
 {
@@ -74,6 +90,10 @@ void lm_converge_decide(struct lm_converge *c, unsigned round, uint64_t dirty_pa
 		ret->kind = LM_DECIDE_SWITCHOVER;
 		snprintf(ret->reason, sizeof(ret->reason), "last round of %llu pages predicted to take %.2f ms",
 			 (unsigned long long)dirty_pages, (double)ret->predicted_ns / 1e6);
+		return;
+	}
+	if (c->can_postcopy && (!pays(c, ret->predicted_ns) || c->postcopy_now)) {
+		decide_postcopy(c, dirty_pages, ret);
 		return;
 	}
 	stall = stalled(c, round, ret->predicted_ns);

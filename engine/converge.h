@@ -14,6 +14,10 @@
  *
  * Pre-copy has stalled when LM_STALL_ROUNDS rounds in a row brought no prediction
  * that was at least a tenth better than the best one before.
+ *
+ * Where post-copy can follow, pre-copy goes on only while it pays: a round has to
+ * bring the prediction down by a quarter.  It costs a pass over what is dirty; the
+ * same pages would otherwise be fetched once, after the switchover.
  */
 #ifndef LM_CONVERGE_H
 #define LM_CONVERGE_H
@@ -27,9 +31,12 @@ struct lm_converge {
 	int64_t max_downtime_ns;
 	enum lm_on_stall on_stall;
 	uint64_t cap_bytes_per_s; /* --max-bandwidth; 0: none */
+	bool can_postcopy;        /* both sides agree: the way out when rounds do not pay */
+	bool postcopy_now;        /* whatever the rounds promise: the user, or a limit of his, said so */
 	/* learned */
 	double bytes_per_s;       /* smoothed throughput of the lanes; 0: nothing measured yet */
 	int64_t best_ns;          /* best prediction so far; 0: none */
+	int64_t before_ns;        /* the prediction before this one; 0: none */
 	unsigned rounds_without_gain;
 };
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "clock.h"
 #include "copy.h"
 #include "zero.h"
@@ -9,8 +8,6 @@
 #define POLL_MS 100
 /* Runs are handed over when so many bytes have been collected: keeps the link busy and the cap smooth. */
 #define SUBMIT_BYTES (UINT64_C(1) << 20)
-/* How much unused bandwidth may be saved up. */
-#define BURST_NS (2 * LM_NS_PER_MS)
 
 /* A chunk: a range of pages of one region. */
 struct chunk {
@@ -37,29 +34,6 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
 	/* One writer: no read-modify-write needed. */
 	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
 			      memory_order_relaxed);
-}
-
-/*
- * The bandwidth cap: a shared time up to which the allowance is spent.  Each lane
- * books its bytes behind it and sleeps until its booking begins.
- */
-static void throttle(struct lm_copier *c, uint64_t bytes)
-{
-	int64_t cost, at, now = lm_now_ns();
-
-	if (!c->max_bytes_per_s || !bytes)
-		return;
-	cost = (int64_t)((double)bytes * 1e9 / (double)c->max_bytes_per_s);
-	at = atomic_load(&c->bandwidth_ns);
-	while (at < now - BURST_NS && !atomic_compare_exchange_weak(&c->bandwidth_ns, &at, now - BURST_NS))
-		;
-	at = atomic_fetch_add(&c->bandwidth_ns, cost);
-	while ((now = lm_now_ns()) < at && !atomic_load(&c->stop)) {
-		int64_t left = at - now < 10 * LM_NS_PER_MS ? at - now : 10 * LM_NS_PER_MS;
-		struct timespec t = { 0, left };
-
-		nanosleep(&t, NULL);
-	}
 }
 
 /* Poll the lane once; *since is when it last moved. */
@@ -92,7 +66,7 @@ static int lane_submit(struct lm_copier *c, unsigned lane, struct lm_error *err)
 	unsigned done = 0;
 	int64_t since;
 
-	throttle(c, l->bytes);
+	lm_throttle(&c->throttle, l->bytes, &c->stop);
 	since = lm_now_ns();
 	while (done < l->nruns) {
 		int r = lm_transport_write(c->transport, lane, l->runs + done, l->nruns - done, err);
@@ -216,7 +190,8 @@ static int lane_work(struct lm_copier *c, unsigned lane, struct lm_error *err)
 	uint32_t i;
 	int r = 0;
 
-	while (!r && (i = atomic_fetch_add(&c->cursor, 1)) < c->nchunks) {
+	while (!r && !atomic_load_explicit(&c->enough, memory_order_relaxed) &&
+	       (i = atomic_fetch_add(&c->cursor, 1)) < c->nchunks) {
 		struct chunk k = chunk_at(c, i);
 
 		c->owner[i] = (uint8_t)(lane + 1);
@@ -264,6 +239,25 @@ void lm_copier_stop(struct lm_copier *c)
 	atomic_store(&c->stop, true);
 	for (unsigned i = 0; i < c->nlanes; i++)
 		lm_transport_shut(c->transport, i);
+}
+
+void lm_copier_interrupt(struct lm_copier *c)
+{
+	atomic_store(&c->enough, true);
+}
+
+void lm_copier_rest(const struct lm_copier *c, struct lm_pageset *rest)
+{
+	for (uint32_t i = 0; i < c->nchunks; i++) {
+		struct chunk k = chunk_at(c, i);
+		const struct lm_bitmap *todo = &c->todo->maps[k.region];
+		uint64_t pos = k.first, end = k.first + k.n, first, n;
+
+		while (!c->owner[i] && (n = lm_bitmap_next_run(todo, pos, end, &first))) {
+			lm_bitmap_set_range(&rest->maps[k.region], first, n);
+			pos = first + n;
+		}
+	}
 }
 
 unsigned lm_copier_live_lanes(const struct lm_copier *c)

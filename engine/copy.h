@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 #include "pageset.h"
 #include "pool.h"
+#include "throttle.h"
 #include "transport.h"
 
 #define LM_CHUNK_PAGES 1024
@@ -43,7 +44,7 @@ struct lm_copier {
 	struct lm_transport *transport;
 	struct lm_pool *pool;
 	int64_t stall_ns;                /* a lane that does not move for so long is dead */
-	uint64_t max_bytes_per_s;        /* all lanes together; 0: no limit */
+	struct lm_throttle throttle;     /* all lanes together */
 	struct lm_pageset filled;        /* chunk's owner, between jobs the session's thread */
 	struct lm_lane *lanes;
 	unsigned nlanes;
@@ -54,7 +55,7 @@ struct lm_copier {
 	uint8_t *owner;                  /* per chunk: lane + 1 */
 	_Atomic uint32_t cursor;
 	_Atomic bool stop;
-	_Atomic int64_t bandwidth_ns;    /* time until which the allowed bandwidth is used up */
+	_Atomic bool enough;             /* no more chunks are begun */
 };
 
 /* Totals over all lanes since the copier was made. */
@@ -75,6 +76,10 @@ void lm_copier_fini(struct lm_copier *c); /* takes a zeroed one */
 void lm_copier_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes);
 /* From the session's thread: make the lanes give up soon. */
 void lm_copier_stop(struct lm_copier *c);
+/* From any thread: end this job and all later ones early, at the next chunk. */
+void lm_copier_interrupt(struct lm_copier *c);
+/* After finish: add to rest what an interrupted job has not begun. */
+void lm_copier_rest(const struct lm_copier *c, struct lm_pageset *rest);
 /*
  * Blocks until the job has ended.  0: every page of todo is placed and visible at
  * the destination.  1: lanes died during the job; *ret_dropped has their bits, and

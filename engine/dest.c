@@ -147,6 +147,10 @@ static int send_opened(struct lm_session *s, struct lm_transport_params *p, stru
 	uint8_t buf[sizeof(struct lm_wire_opened)];
 	int r;
 
+	s->pull.allowed = s->opt.postcopy != LM_POSTCOPY_NEVER && !s->dst.open.verify && s->transport->ops->fetch &&
+			  s->vm->ops->pager;
+	opened.postcopy = s->pull.allowed;
+
 	if (getrandom(p->token, LM_TOKEN_SIZE, 0) != LM_TOKEN_SIZE)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "no random numbers for the session's token");
 	r = lm_transport_listen(s->transport, p, opened.endpoint, err);
@@ -350,6 +354,9 @@ static int check_saved(struct lm_session *s, const struct lm_msg *msg, struct lm
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "pages are missing: %llu of %llu bytes came in",
 			      (unsigned long long)s->summary.bytes,
 			      (unsigned long long)lm_le64_get(saved.lane_bytes));
+	if (s->pull.armed != s->pull.known ||
+	    (s->pull.known && s->pull.puller.arrival.left < lm_le64_get(saved.left_pages)))
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "not all pages that stay behind were named");
 	if (!s->dst.open.verify)
 		return 0;
 	r = lm_ram_hash(&s->ram, hash, err);
@@ -431,6 +438,7 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 	if (r)
 		return r;
 	lm_guardian_idle(&s->guardian);
+	s->pull.began_ns = lm_now_ns();
 	s->summary.guest_runs_here = run;
 	answer.resume_ns = lm_le64((uint64_t)(lm_now_ns() - begin));
 	s->summary.blackout.resume_ns = lm_now_ns() - begin;
@@ -438,7 +446,9 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 	if (!r)
 		r = lm_control_send(&s->control, LM_MSG_RESUMED, &answer, sizeof(answer),
 				    lm_session_peer_deadline(s), &e);
-	if (r) /* The guest runs here all the same: the source is in doubt, we are not. */
+	if (r && s->pull.armed)
+		lm_session_log(s, LM_LOG_WARN, "the guest runs here, but the source could not be told yet (%s)", e.msg);
+	else if (r) /* The guest runs here all the same: the source is in doubt, we are not. */
 		lm_session_log(s, LM_LOG_WARN, "the guest runs here, but the source could not be told (%s): it "
 			       "reports `in doubt`; resolve it there with --end-here", e.msg);
 	return 0;
@@ -456,7 +466,11 @@ struct dest_rule {
 static const struct dest_rule rules[] = {
 	{ LM_DEST_OPENING, LM_MSG_OPEN, handle_open, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_LANE_DROP, handle_lane_drop, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_POSTCOPY, lm_postcopy_arm, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_POSTCOPY_KEYS, lm_postcopy_keys, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_LEFT, lm_postcopy_left, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_PREPARE, handle_prepare, LM_DEST_PREPARED },
+	{ LM_DEST_PREPARED, LM_MSG_LEFT, lm_postcopy_left, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_LANE_DROP, handle_lane_drop, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_STATE, handle_state, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_SAVED, handle_saved, LM_DEST_LOADED },
@@ -531,10 +545,8 @@ static int accept_one(struct lm_session *s, int64_t deadline_ns, struct lm_strea
 }
 
 /* Strangers (a port scanner, a health check) must not end the wait. */
-static int accept_source(struct lm_session *s, struct lm_error *err)
+int lm_dest_accept(struct lm_session *s, int64_t deadline, struct lm_error *err)
 {
-	int64_t deadline = lm_deadline_after(s->opt.timeout_ns);
-
 	for (;;) {
 		struct lm_error e = { 0 };
 		struct lm_stream *stream;
@@ -593,8 +605,10 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 {
 	int r = lm_session_stage(s, "open", err);
 
+	if (s->recovering)
+		return r ? r : lm_postcopy_pull(s, err);
 	if (!r)
-		r = accept_source(s, err);
+		r = lm_dest_accept(s, lm_deadline_after(s->opt.timeout_ns), err);
 	if (!r)
 		r = lm_session_stage(s, "opened", err);
 	if (!r)
@@ -604,7 +618,9 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 		dest_undo(s, err);
 		return r;
 	}
-	return lm_session_stage(s, "done", err);
+	if (s->pull.armed)
+		r = lm_postcopy_pull(s, err);
+	return r ? r : lm_session_stage(s, "done", err);
 }
 
 void lm_dest_cleanup(struct lm_session *s)

@@ -60,6 +60,23 @@ enum lm_outcome {
 	LM_OUTCOME_STALLED,   /* the same, because pre-copy did not converge (on_stall abort) */
 	LM_OUTCOME_IN_DOUBT,  /* COMMIT was sent and no answer came: see resolve */
 	LM_OUTCOME_VM_LOST,   /* the guest's QEMU died */
+	/*
+	 * Post-copy lost its peer and did not find it again within recover_timeout_ns.
+	 * The guest runs on the destination and waits there when it touches a page that
+	 * is missing; go on with lm_recover_open() on both sides.
+	 */
+	LM_OUTCOME_INTERRUPTED,
+};
+
+/*
+ * Post-copy: the guest is switched over while pages are still missing; they follow,
+ * those first that it touches.  From then on the guest needs both hosts until the
+ * last page has come: losing either of them, or the destination's memory, loses it.
+ */
+enum lm_postcopy {
+	LM_POSTCOPY_AUTO,  /* when pre-copy does not pay any more (hybrid), or after postcopy_after_* */
+	LM_POSTCOPY_NEVER,
+	LM_POSTCOPY_NOW,   /* at once, without a round of pre-copy */
 };
 
 enum lm_on_stall { LM_STALL_WAIT, LM_STALL_FORCE, LM_STALL_ABORT };
@@ -71,6 +88,7 @@ enum lm_event_type {
 	LM_EVENT_PROGRESS,   /* .progress: a few times a second while copying */
 	LM_EVENT_ROUND,      /* .round: one pre-copy round has ended */
 	LM_EVENT_DECISION,   /* .decision: go on, switch over, force or abort, and why */
+	LM_EVENT_POSTCOPY,   /* .postcopy: a few times a second while pages are missing */
 	LM_EVENT_STAGE,      /* .stage: the session entered a named stage */
 	LM_EVENT_COMPLETED,  /* .summary: last event of a session, whatever its outcome */
 };
@@ -88,7 +106,9 @@ struct lm_round {
 	uint64_t bytes_per_s;       /* throughput of the copy */
 };
 
-enum lm_decision_kind { LM_DECIDE_CONTINUE, LM_DECIDE_SWITCHOVER, LM_DECIDE_FORCE, LM_DECIDE_ABORT };
+enum lm_decision_kind {
+	LM_DECIDE_CONTINUE, LM_DECIDE_SWITCHOVER, LM_DECIDE_FORCE, LM_DECIDE_ABORT, LM_DECIDE_POSTCOPY,
+};
 
 struct lm_decision {
 	enum lm_decision_kind kind;
@@ -128,6 +148,19 @@ struct lm_blackout {
 	uint64_t device_state_bytes;
 };
 
+/* What post-copy did so far. */
+struct lm_postcopy_stats {
+	bool used;
+	uint64_t left_pages;      /* left behind at the switchover */
+	uint64_t missing_pages;   /* of them, not there yet */
+	uint64_t bytes;           /* data bytes that were fetched */
+	uint64_t faults;          /* times that a thread of the guest waited for a missing page */
+	int64_t fault_p50_ns, fault_p99_ns, fault_max_ns; /* of these waits, as the engine saw them */
+	int64_t waited_ns;        /* their sum over all threads */
+	int64_t duration_ns;      /* COMMIT until the last page was there */
+	unsigned recoveries;      /* times that the peer was lost and found again */
+};
+
 struct lm_summary {
 	enum lm_outcome outcome;
 	struct lm_error error;    /* code 0 when the outcome is COMPLETED */
@@ -143,6 +176,7 @@ struct lm_summary {
 	int64_t cpu_ns;           /* user and system time of this process during the session */
 	bool guest_runs_here;     /* known to run on this host when the session ended */
 	struct lm_blackout blackout;
+	struct lm_postcopy_stats postcopy;
 };
 
 struct lm_event {
@@ -155,6 +189,7 @@ struct lm_event {
 		struct lm_progress progress;
 		struct lm_round round;
 		struct lm_decision decision;
+		struct lm_postcopy_stats postcopy;
 		struct { const char *name; } stage;
 		struct lm_summary summary;
 	} u;
@@ -191,6 +226,10 @@ struct lm_options {
 	int64_t max_downtime_ns;
 	enum lm_on_stall on_stall;
 	int64_t timeout_ns;     /* for all that comes before the switchover; 0: none */
+	enum lm_postcopy postcopy; /* destination: anything but NEVER allows it */
+	unsigned postcopy_after_rounds; /* LM_POSTCOPY_AUTO: at the latest after so many rounds; 0: no limit */
+	int64_t postcopy_after_ns;      /* ... or so long after the session opened; 0: no limit */
+	int64_t recover_timeout_ns; /* how long to look for a peer that was lost in post-copy */
 	int64_t max_pause_ns;   /* the guest is never paused for longer before COMMIT */
 
 	/* Liveness */
@@ -222,6 +261,15 @@ LM_API int lm_dest_open(const struct lm_options *options, struct lm_session **re
 			struct lm_error *err);
 
 /*
+ * Go on with a post-copy that lost its peer (LM_OUTCOME_INTERRUPTED) or whose engine
+ * died: side by side with the same call on the other host.  Needs qmp or pid, and
+ * address: at the destination where to listen, at the source where that is.  The
+ * session is then run as any other.
+ */
+LM_API int lm_recover_open(const struct lm_options *options, bool destination,
+			   struct lm_session **ret_session, struct lm_error *err);
+
+/*
  * Migrate.  Blocks until the end; the outcome is in lm_session_summary().
  * Returns 0 when the outcome is LM_OUTCOME_COMPLETED, else a negative errno.
  */
@@ -232,6 +280,13 @@ LM_API int lm_session_run(struct lm_session *session, struct lm_error *err);
  * after it the request has no effect.  Async-signal-safe; any thread.
  */
 LM_API void lm_session_cancel(struct lm_session *session);
+
+/*
+ * Ask a running session at the source to switch over to post-copy now, whatever the
+ * rounds promise.  No effect after that, or with LM_POSTCOPY_NEVER.  Async-signal-safe;
+ * any thread.
+ */
+LM_API void lm_session_postcopy(struct lm_session *session);
 
 /* Address that the destination listens on, "HOST:PORT".  Owned by the session. */
 LM_API const char *lm_session_address(const struct lm_session *session);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -66,6 +67,15 @@ bool lm_ram_same(const struct lm_ram *a, const struct lm_ram *b)
 		if (!region_same(&a->regions[i], &b->regions[i]))
 			return false;
 	return true;
+}
+
+void lm_region_clear(const struct lm_region *r, uint64_t first, uint64_t n)
+{
+	uint64_t offset = first << LM_PAGE_SHIFT, len = n << LM_PAGE_SHIFT;
+
+	if (r->page_size != LM_PAGE_SIZE ||
+	    fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(r->file_offset + offset), (off_t)len))
+		memset(r->host + offset, 0, len);
 }
 
 static int read_error(const struct lm_region *r, int64_t n, struct lm_error *err)
@@ -152,4 +162,52 @@ int lm_region_existing(const struct lm_region *r, uint64_t first, uint64_t n,
 		pos = (uint64_t)hole;
 	}
 	return 0;
+}
+
+/* Pages [at, end) of a file that knows its holes: how many from `at` on are one. */
+static unsigned hole_pages(const struct lm_region *r, uint64_t pos, unsigned at, unsigned end)
+{
+	off_t from = (off_t)(pos + at * LM_PAGE_SIZE), data = lseek(r->fd, from, SEEK_DATA);
+	uint64_t n;
+
+	if (data < 0)
+		return errno == ENXIO ? end - at : 0;
+	n = ((uint64_t)data - (uint64_t)from) >> LM_PAGE_SHIFT;
+	return n < end - at ? (unsigned)n : end - at;
+}
+
+/* The page at pos of hugetlbfs, where only read(2) leaves a hole a hole; 0 or 1 page. */
+static unsigned huge_zero_pages(const struct lm_region *r, uint64_t pos)
+{
+	uint8_t page[LM_PAGE_SIZE] __attribute__((aligned(64)));
+
+	return pread(r->fd, page, sizeof(page), (off_t)pos) == (ssize_t)sizeof(page) && lm_page_is_zero(page);
+}
+
+/*
+ * mincore(2) does not know pages that were swapped out, nor huge pages that this
+ * process has never touched: what it does not know may be there.
+ */
+uint64_t lm_region_zeros(const struct lm_region *r, uint64_t offset, unsigned npages)
+{
+	uint64_t pos = r->file_offset + offset, mask = 0;
+	unsigned char there[64];
+	unsigned i = 0;
+
+	if (mincore(r->host + offset, npages * LM_PAGE_SIZE, there))
+		memset(there, 1, sizeof(there));
+	while (i < npages) {
+		unsigned n = 0;
+
+		if (!(there[i] & 1))
+			n = r->page_size == LM_PAGE_SIZE ? hole_pages(r, pos, i, npages) :
+							   huge_zero_pages(r, pos + i * LM_PAGE_SIZE);
+		if (!n && !lm_page_is_zero(r->host + offset + i * LM_PAGE_SIZE)) {
+			i++;
+			continue;
+		}
+		for (unsigned end = i + (n ? n : 1); i < end; i++)
+			mask |= UINT64_C(1) << i;
+	}
+	return mask;
 }

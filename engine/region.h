@@ -48,11 +48,25 @@ int lm_ram_map(struct lm_ram *ram, bool writable, struct lm_error *err);
 bool lm_ram_same(const struct lm_ram *a, const struct lm_ram *b);
 
 /*
+ * Make pages [first, first + n) zero, of a region that is mapped writable: freed where
+ * the file allows.  hugetlbfs pages are cleared in place: freed, they might not come back.
+ */
+void lm_region_clear(const struct lm_region *r, uint64_t first, uint64_t n);
+
+/*
  * Set the bits of the pages in [first, first + n) that may hold something else than
  * zeros: those for which the file has data (SEEK_DATA), or, on hugetlbfs, which does not
  * know holes, those of huge pages with content.  Allocates no memory in the file.
  */
 int lm_region_existing(const struct lm_region *r, uint64_t first, uint64_t n,
 		       struct lm_bitmap *existing, struct lm_error *err);
+
+/*
+ * npages <= 64 from the byte offset on, of a mapped region: bit i is set when page i
+ * is all zeros.  Allocates no memory in the file: only pages that are in memory are
+ * read through the mapping, the file is asked about the others.  When neither the
+ * kernel nor the file will tell, pages are read through the mapping all the same.
+ */
+uint64_t lm_region_zeros(const struct lm_region *r, uint64_t offset, unsigned npages);
 
 #endif

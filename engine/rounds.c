@@ -182,6 +182,8 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 	if (!r && src->asked_ns > s->control.last_heard_ns && now - src->asked_ns > s->opt.peer_timeout_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
 			   (double)s->opt.peer_timeout_ns / 1e9);
+	if (atomic_load_explicit(&s->postcopy_asked, memory_order_relaxed) && s->pull.allowed && !src->postcopy)
+		lm_copier_interrupt(&src->copier);
 	if (!r && !src->pause_begun && now > src->deadline_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "not ready to switch over within --timeout");
 	if (!r && src->pause_begun && now > src->deadline_ns)
@@ -274,6 +276,9 @@ static int copy_todo(struct lm_session *s, struct lm_error *err)
 			return r;
 		lm_copier_redo(&src->copier, dropped, &src->lost);
 	}
+	/* Interrupted: what was not copied is dirty as before. */
+	if (!r && atomic_load(&src->copier.enough))
+		lm_copier_rest(&src->copier, &src->dirty);
 	lm_pageset_clear_all(&src->todo);
 	lm_pageset_clear_all(&src->lost);
 	return r;
@@ -400,20 +405,36 @@ int lm_precopy_first(struct lm_session *s, struct lm_error *err)
 		r = first_set(s, err);
 	round.scan_ns = lm_now_ns() - drained;
 	round.dirty_pages = lm_pageset_count(&s->src.dirty);
-	if (!r)
+	/*
+	 * All of it stays behind: then these pages are not called holes.  What was one when we looked
+	 * may be written before the next scan, which would not tell.
+	 */
+	if (!r && s->opt.postcopy != LM_POSTCOPY_NOW)
 		r = round_copy(s, &round, false, err);
 	lm_pageset_clear_all(&s->src.holes);
 	return r;
+}
+
+static bool postcopy_due(const struct lm_session *s, unsigned round)
+{
+	const struct lm_options *o = &s->opt;
+
+	return o->postcopy == LM_POSTCOPY_NOW || atomic_load(&s->postcopy_asked) ||
+	       (o->postcopy_after_rounds && round >= o->postcopy_after_rounds) ||
+	       (o->postcopy_after_ns && lm_now_ns() - s->started_ns >= o->postcopy_after_ns);
 }
 
 static int decide(struct lm_session *s, const struct lm_round *round, struct lm_decision *d, struct lm_error *err)
 {
 	struct lm_event e = { .type = LM_EVENT_DECISION };
 
+	s->src.converge.can_postcopy = s->pull.allowed;
+	s->src.converge.postcopy_now = postcopy_due(s, round->round);
 	lm_converge_decide(&s->src.converge, round->round, round->dirty_pages, round->scan_ns,
 			   s->control.rtt_ns, d);
 	e.u.decision = *d;
 	lm_session_event(s, &e);
+	s->src.postcopy = d->kind == LM_DECIDE_POSTCOPY;
 	if (d->kind != LM_DECIDE_ABORT)
 		return 0;
 	s->summary.outcome = LM_OUTCOME_STALLED;
@@ -434,7 +455,8 @@ int lm_precopy_rounds(struct lm_session *s, struct lm_error *err)
 			r = scan_dirty(s, &round, err);
 		if (!r)
 			r = decide(s, &round, &d, err);
-		if (!r)
+		/* What is left behind is read when the guest has stopped and its I/O has landed: no drain. */
+		if (!r && d.kind != LM_DECIDE_POSTCOPY)
 			r = round_copy(s, &round, true, err);
 		if (!r)
 			r = lm_session_stage(s, "precopy", err);
@@ -447,12 +469,20 @@ int lm_precopy_rounds(struct lm_session *s, struct lm_error *err)
 int lm_precopy_last(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_round round = { .round = s->summary.rounds };
+	int64_t begin;
 	int r = scan_dirty(s, &round, err);
 
 	s->summary.blackout.last_scan_ns = round.scan_ns;
 	s->summary.blackout.last_pages = round.dirty_pages;
 	if (!r)
 		r = lm_session_stage(s, "last-copy", err);
+	if (s->pull.armed) {
+		begin = lm_now_ns();
+		r = r ? r : lm_postcopy_leave(s, true, &s->summary.postcopy.left_pages, err);
+		s->summary.blackout.last_copy_ns = lm_now_ns() - begin;
+		s->summary.blackout.last_pages = 0;
+		return r;
+	}
 	if (!r)
 		r = round_copy(s, &round, false, err); /* stopped and drained already */
 	s->summary.blackout.last_copy_ns = round.copy_ns;

@@ -28,6 +28,7 @@ const char *lm_outcome_name(enum lm_outcome outcome)
 		[LM_OUTCOME_REFUSED] = "refused",   [LM_OUTCOME_ABORTED] = "aborted",
 		[LM_OUTCOME_CANCELLED] = "cancelled", [LM_OUTCOME_STALLED] = "stalled",
 		[LM_OUTCOME_IN_DOUBT] = "in-doubt", [LM_OUTCOME_VM_LOST] = "vm-lost",
+		[LM_OUTCOME_INTERRUPTED] = "interrupted",
 	};
 
 	return (unsigned)outcome < sizeof(names) / sizeof(names[0]) ? names[outcome] : "unknown";
@@ -39,6 +40,8 @@ void lm_options_default(struct lm_options *o)
 		.transport = "auto",
 		.max_downtime_ns = 10 * LM_NS_PER_MS,
 		.on_stall = LM_STALL_WAIT,
+		.postcopy = LM_POSTCOPY_AUTO,
+		.recover_timeout_ns = 60 * LM_NS_PER_S,
 		.max_pause_ns = 5 * LM_NS_PER_S,
 		.peer_timeout_ns = 10 * LM_NS_PER_S,
 		.qmp_timeout_ns = 10 * LM_NS_PER_S,
@@ -106,24 +109,32 @@ int64_t lm_session_vm_deadline(const struct lm_session *s)
 	return lm_deadline_after(s->opt.qmp_timeout_ns);
 }
 
-int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_error *err)
+int lm_session_new_transport(const char *name, struct lm_transport **ret, struct lm_error *err)
 {
 	const struct lm_transport_info *info = lm_transport_find(name);
 
 	if (!info)
 		return lm_err(err, -ENOTSUP, LM_SCOPE_SESSION,
 			      "no transport \"%s\" here: `migrate-rdma transports` lists what there is", name);
-	s->transport = info->make();
-	if (!s->transport)
-		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
-	snprintf(s->summary.transport, sizeof(s->summary.transport), "%s", info->name);
-	return 0;
+	*ret = info->make();
+	return *ret ? 0 : lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+}
+
+int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_error *err)
+{
+	int r = lm_session_new_transport(name, &s->transport, err);
+
+	if (!r)
+		snprintf(s->summary.transport, sizeof(s->summary.transport), "%s", name);
+	return r;
 }
 
 struct lm_transport_params lm_session_transport_params(const struct lm_session *s, enum lm_direction direction)
 {
 	return (struct lm_transport_params){
-		.side = s->side, .direction = direction, .nlanes = s->summary.lanes, .ram = &s->ram,
+		.side = s->side, .direction = direction,
+		.nlanes = direction == LM_PULL ? s->pull.nlanes + 1 : s->summary.lanes,
+		.ram = &s->ram, .may_pull = s->opt.postcopy != LM_POSTCOPY_NEVER,
 		.rails = s->opt.rails, .nrails = s->opt.nrails, .pin = s->opt.pin,
 		.listen_fd = s->side == LM_DEST ? s->dst.listen_fd : -1,
 		.peer = s->side == LM_SOURCE ? s->opt.address : s->peer,
@@ -142,9 +153,9 @@ static int options_check(const struct lm_options *o, struct lm_error *err)
 	if (o->lanes > LM_LANES_MAX)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u lanes: at most %d", o->lanes, LM_LANES_MAX);
 	if (o->max_downtime_ns > TIME_MAX_NS || o->max_pause_ns > TIME_MAX_NS || o->timeout_ns > TIME_MAX_NS ||
-	    o->peer_timeout_ns > TIME_MAX_NS || o->qmp_timeout_ns > TIME_MAX_NS)
+	    o->recover_timeout_ns > TIME_MAX_NS || o->postcopy_after_ns > TIME_MAX_NS || o->peer_timeout_ns > TIME_MAX_NS || o->qmp_timeout_ns > TIME_MAX_NS)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "a time limit above a year");
-	if (o->max_downtime_ns <= 0 || o->max_pause_ns <= 0 || o->timeout_ns < 0 ||
+	if (o->recover_timeout_ns < 0 || o->postcopy_after_ns < 0 || o->max_downtime_ns <= 0 || o->max_pause_ns <= 0 || o->timeout_ns < 0 ||
 	    o->peer_timeout_ns <= 0 || o->qmp_timeout_ns <= 0)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "a time limit must be above zero");
 	return 0;
@@ -177,6 +188,54 @@ int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *
 	s->summary.ram_bytes = r ? 0 : lm_ram_size(&s->ram);
 	if (!r && side == LM_DEST)
 		r = lm_dest_listen(s, err);
+	if (r) {
+		lm_session_free(s);
+		return r;
+	}
+	*ret = s;
+	return 0;
+}
+
+int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct lm_vm *vm, int cancel_fd,
+			   struct lm_ram *ram, struct lm_pager *pager, struct lm_pcstate *state,
+			   struct lm_session **ret, struct lm_error *err)
+{
+	struct lm_session *s = calloc(1, sizeof(*s));
+	int r = options_check(options, err);
+
+	if (!s) {
+		lm_pager_close(pager);
+		lm_ram_fini(ram);
+		lm_pcstate_close(state);
+		lm_vm_detach(vm);
+		lm_close_fd(&cancel_fd);
+		free(options);
+		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "out of memory");
+	}
+	s->opt = *options;
+	s->owned = options;
+	s->side = side;
+	s->vm = vm;
+	s->cancel_fd = cancel_fd;
+	s->guardian.fd = -1;
+	s->ram = *ram;
+	s->pull.pager = pager;
+	s->pull.state = *state;
+	s->recovering = true;
+	if (pager)
+		pager->ram = &s->ram;
+	if (side == LM_DEST)
+		s->dst = (struct lm_dest){ .listen_fd = -1, .state_fd = -1, .committed = true };
+	else
+		s->src.commit_sent = true;
+	s->summary.guest_runs_here = side == LM_DEST;
+	s->summary.ram_bytes = lm_ram_size(&s->ram);
+	if (!r)
+		r = lm_ram_map(&s->ram, side == LM_DEST, err);
+	if (!r && side == LM_DEST)
+		r = lm_dest_listen(s, err);
+	if (!r)
+		r = lm_postcopy_take_over(s, err);
 	if (r) {
 		lm_session_free(s);
 		return r;
@@ -236,7 +295,7 @@ int lm_session_run(struct lm_session *s, struct lm_error *err)
 		return lm_err(err, -EALREADY, LM_SCOPE_OPERATION, "a session runs once");
 	s->started_ns = lm_now_ns();
 	s->summary.cpu_ns = cpu_ns();
-	if (s->opt.guardian)
+	if (s->opt.guardian && !s->recovering)
 		r = lm_guardian_start(&s->guardian, s->vm, s->side, &e);
 	if (!r)
 		r = s->side == LM_SOURCE ? lm_source_run(s, &e) : lm_dest_run(s, &e);
@@ -247,6 +306,11 @@ int lm_session_run(struct lm_session *s, struct lm_error *err)
 	if (r && err)
 		*err = e;
 	return r;
+}
+
+void lm_session_postcopy(struct lm_session *s)
+{
+	atomic_store(&s->postcopy_asked, true);
 }
 
 void lm_session_cancel(struct lm_session *s)
@@ -275,6 +339,8 @@ void lm_session_free(struct lm_session *s)
 		lm_source_cleanup(s);
 	else
 		lm_dest_cleanup(s);
+	lm_postcopy_source_end(s);
+	lm_postcopy_dest_end(s);
 	lm_control_close(&s->control);
 	lm_pool_free(s->pool);
 	lm_transport_free(s->transport);

@@ -12,6 +12,8 @@
 #include "converge.h"
 #include "copy.h"
 #include "guardian.h"
+#include "pcstate.h"
+#include "puller.h"
 #include "relay.h"
 #include "vm.h"
 
@@ -34,6 +36,7 @@ struct lm_source {
 	int64_t stopped_realtime_ns;
 	int64_t stopped_seen_ns; /* when we learned that the guest stopped, CLOCK_MONOTONIC */
 	bool pause_begun, commit_sent;
+	bool postcopy; /* decided: pages will stay behind */
 	unsigned round;
 	uint64_t round_pages, round_done0;
 };
@@ -54,6 +57,30 @@ struct lm_dest {
 	struct lm_error *lane_errors; /* per lane, written by its thread before it ends */
 };
 
+/* Post-copy: what both sides have of it. */
+struct lm_postcopy_session {
+	bool allowed;             /* both sides agree that it may be */
+	bool armed;               /* POSTCOPY was sent / answered: the switchover will leave pages behind */
+	struct lm_transport *transport;
+	struct lm_pcstate state;
+	uint8_t secret[LM_TOKEN_SIZE];
+	unsigned nlanes;          /* of the background; one more is for faults */
+	uint64_t max_bytes_per_s;
+	int64_t began_ns;         /* COMMIT */
+	int64_t last_event_ns, last_ping_ns;
+	uint64_t last_bytes;
+	/* source */
+	struct lm_pool *pool;     /* answers on all lanes */
+	_Atomic bool stop, lost;
+	bool whole;               /* the destination has said so */
+	struct lm_error *lane_errors;
+	struct lm_pageset told;   /* pages that were named as left */
+	/* destination */
+	bool bound, known;        /* the lanes can be used; all that is left was named */
+	struct lm_pager *pager;
+	struct lm_puller puller;
+};
+
 struct lm_session {
 	struct lm_options opt;    /* a copy, so that the library may change it */
 	struct lm_options *owned; /* what the VM logs through */
@@ -69,6 +96,9 @@ struct lm_session {
 	char address[LM_ADDRESS_MAX]; /* destination: where it listens */
 	char peer[LM_ADDRESS_MAX];
 	int64_t started_ns;
+	struct lm_postcopy_session pull;
+	_Atomic bool postcopy_asked;
+	bool recovering;          /* made by lm_recover_open(): there is nothing but a post-copy to go on with */
 	bool opened;              /* both sides agreed: from here on a failure is an abort */
 	union {
 		struct lm_source src;
@@ -101,6 +131,34 @@ int lm_switchover(struct lm_session *s, struct lm_error *err);
 /* Bring the guest back to life at the source, whatever the stage.  Keeps s->summary. */
 void lm_switchover_undo(struct lm_session *s);
 
+/* postcopy_source.c */
+/* Before PREPARE: the destination gets ready, the lanes for fetching are opened, what is dirty is left behind. */
+int lm_postcopy_prepare(struct lm_session *s, struct lm_error *err);
+/* The guest has stopped and was scanned: the rest that is left behind.  *ret_pages: all of it. */
+int lm_postcopy_leave(struct lm_session *s, bool last, uint64_t *ret_pages, struct lm_error *err);
+/* After COMMIT: answer until the destination has every page, looking for it anew when it is lost. */
+int lm_postcopy_serve(struct lm_session *s, struct lm_error *err);
+/* After COMMIT without an answer: 0 when the destination came back for its pages, so the guest runs there. */
+int lm_postcopy_find(struct lm_session *s, struct lm_error *err);
+void lm_postcopy_source_end(struct lm_session *s);
+
+/* postcopy_dest.c: handlers of the destination's table, and what follows COMMIT */
+int lm_postcopy_arm(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+int lm_postcopy_keys(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+int lm_postcopy_left(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+int lm_postcopy_pull(struct lm_session *s, struct lm_error *err);
+/* A post-copy whose engine died: pager and state are taken over. */
+int lm_postcopy_take_over(struct lm_session *s, struct lm_error *err);
+void lm_postcopy_dest_end(struct lm_session *s);
+/* dest.c: the next connection that speaks our protocol, at most until the deadline. */
+int lm_dest_accept(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
+/* source.c */
+int lm_source_connect(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
+
+/* postcopy.c: both sides */
+void lm_postcopy_event(struct lm_session *s, const struct lm_postcopy_stats *stats);
+bool lm_secret_equal(const uint8_t a[static LM_TOKEN_SIZE], const uint8_t b[static LM_TOKEN_SIZE]);
+
 /* Helpers (session.c) */
 int lm_session_stage(struct lm_session *s, const char *name, struct lm_error *err);
 void lm_session_event(struct lm_session *s, struct lm_event *event);
@@ -121,6 +179,14 @@ int lm_session_choose(const struct lm_session *s, const char *theirs, const char
 /* Whether name is in a comma separated list. */
 bool lm_name_in_list(const char *name, const char *list);
 int lm_session_make_transport(struct lm_session *s, const char *name, struct lm_error *err);
+int lm_session_new_transport(const char *name, struct lm_transport **ret, struct lm_error *err);
+/*
+ * A session that goes on with a post-copy.  vm has no ops but detach; ram and pager
+ * (destination) and state become the session's, also on error.
+ */
+int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct lm_vm *vm, int cancel_fd,
+			   struct lm_ram *ram, struct lm_pager *pager, struct lm_pcstate *state,
+			   struct lm_session **ret, struct lm_error *err);
 /* What both directions of both sides have in common; the caller adds token, deadline and endpoint. */
 struct lm_transport_params lm_session_transport_params(const struct lm_session *s, enum lm_direction direction);
 /*

@@ -17,9 +17,8 @@ static unsigned default_lanes(void)
 	return n < 1 ? 1 : n > 4 ? 4 : (unsigned)n;
 }
 
-static int source_connect(struct lm_session *s, struct lm_error *err)
+int lm_source_connect(struct lm_session *s, int64_t deadline, struct lm_error *err)
 {
-	int64_t deadline = lm_deadline_min(lm_deadline_after(LM_CONNECT_TIMEOUT_NS), s->src.deadline_ns);
 	struct lm_stream *stream;
 	char software[32];
 	int r;
@@ -38,6 +37,11 @@ static int source_connect(struct lm_session *s, struct lm_error *err)
 	if (!r)
 		lm_session_log(s, LM_LOG_DEBUG, "the destination runs %s", software);
 	return r;
+}
+
+static int source_connect(struct lm_session *s, struct lm_error *err)
+{
+	return lm_source_connect(s, lm_deadline_min(lm_deadline_after(LM_CONNECT_TIMEOUT_NS), s->src.deadline_ns), err);
 }
 
 static int send_open(struct lm_session *s, struct lm_error *err)
@@ -84,6 +88,10 @@ static int take_opened(struct lm_session *s, const struct lm_opened *opened, str
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION,
 			      "the peer sent a bad message: OPENED with a transport that was not offered");
 	s->summary.lanes = opened->nlanes;
+	s->pull.allowed = s->opt.postcopy != LM_POSTCOPY_NEVER && !s->opt.verify && opened->postcopy;
+	if (s->opt.postcopy == LM_POSTCOPY_NOW && !s->pull.allowed)
+		return lm_err(err, -ENOTSUP, LM_SCOPE_SESSION, "post-copy is asked for, but %s",
+			      s->opt.verify ? "--verify excludes it" : "the destination does not allow it, or cannot do it");
 	r = lm_session_make_transport(s, chosen, err);
 	return r ? r : connect_lanes(s, opened, err);
 }
@@ -178,7 +186,7 @@ static int source_negotiate(struct lm_session *s, struct lm_error *err)
 		r = lm_copier_init(&s->src.copier, &s->ram, s->transport, s->pool, err);
 	if (r)
 		return r;
-	s->src.copier.max_bytes_per_s = s->opt.max_bandwidth_bytes_per_s;
+	s->src.copier.throttle.max_bytes_per_s = s->opt.max_bandwidth_bytes_per_s;
 	s->src.copier.stall_ns = s->opt.peer_timeout_ns;
 	r = recv_ready(s, err);
 	if (!r)
@@ -214,12 +222,14 @@ int lm_source_run(struct lm_session *s, struct lm_error *err)
 	int r = 0;
 
 	s->src.deadline_ns = lm_deadline_after(s->opt.timeout_ns);
+	if (s->recovering)
+		return lm_postcopy_serve(s, err);
 	for (unsigned i = 0; !r && i < sizeof(stages) / sizeof(stages[0]); i++) {
 		r = lm_session_stage(s, stages[i].name, err);
 		if (!r)
 			r = stages[i].run(s, err);
 	}
-	if (r && s->summary.outcome != LM_OUTCOME_IN_DOUBT) {
+	if (r && s->summary.outcome != LM_OUTCOME_IN_DOUBT && s->summary.outcome != LM_OUTCOME_INTERRUPTED) {
 		lm_switchover_undo(s);
 		tell_peer(s, err);
 	}

@@ -38,6 +38,8 @@ static int prepare(struct lm_session *s, struct lm_error *err)
 	struct lm_msg msg;
 	int r = check_layout(s, err);
 
+	if (!r && s->src.postcopy)
+		r = lm_postcopy_prepare(s, err);
 	if (!r)
 		r = lm_control_send(&s->control, LM_MSG_PREPARE, NULL, 0, lm_session_peer_deadline(s), err);
 	return r ? r : lm_control_expect(&s->control, LM_MSG_PREPARED, &msg,
@@ -93,6 +95,7 @@ static int send_saved(struct lm_session *s, struct lm_error *err)
 	struct lm_wire_saved saved = {
 		.state_bytes = lm_le64(atomic_load(&s->src.relay.bytes)),
 		.lane_bytes = lm_le64(s->summary.bytes),
+		.left_pages = lm_le64(s->summary.postcopy.left_pages),
 	};
 	int r = 0;
 
@@ -192,6 +195,9 @@ static int await_resumed(struct lm_session *s, int64_t commit_ns, struct lm_erro
 		r = lm_err(&e, -EPROTO, LM_SCOPE_SESSION, "the destination sent %s", lm_msg_name(msg.type));
 	if (!r)
 		r = lm_wire_get_times(msg.payload, msg.len, &ignored, &resume_ns, &e);
+	/* In post-copy a destination that runs the guest comes back for its pages: that ends the doubt. */
+	if (r && s->pull.armed && !lm_postcopy_find(s, &e))
+		return 0;
 	if (r)
 		return in_doubt(s, &e, err);
 	blackout_account(s, commit_ns, resume_ns);
@@ -212,6 +218,8 @@ static int commit(struct lm_session *s, struct lm_error *err)
 	if (lm_now_ns() > s->src.deadline_ns || !lm_guardian_commit(&s->guardian))
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause has lasted longer than --max-pause");
 	s->control.cancel_fd = -1;
+	if (s->pull.armed)
+		s->pull.state.head->committed = 1;
 	/* As it was when it was paused: it may have been stopped or continued since OPEN. */
 	payload.flags = lm_le32(s->vm->info.running ? LM_COMMIT_RUN : 0);
 	commit_ns = lm_now_ns();
@@ -246,7 +254,9 @@ int lm_switchover(struct lm_session *s, struct lm_error *err)
 		return r;
 	s->summary.guest_runs_here = false;
 	lm_guardian_idle(&s->guardian);
-	return lm_session_stage(s, "done", err);
+	if (s->pull.armed)
+		r = lm_postcopy_serve(s, err);
+	return r ? r : lm_session_stage(s, "done", err);
 }
 
 void lm_switchover_undo(struct lm_session *s)

@@ -39,7 +39,7 @@ static int check_params(struct lm_transport *t, const struct lm_transport_params
 }
 
 int lm_transport_listen(struct lm_transport *t, const struct lm_transport_params *p,
-			uint8_t ret_endpoint[static LM_ENDPOINT_SIZE], struct lm_error *err)
+			uint8_t ret_endpoint[LM_ENDPOINT_SIZE], struct lm_error *err)
 {
 	int r = check_params(t, p, err);
 

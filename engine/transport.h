@@ -174,7 +174,7 @@ int lm_transport_loop_new(struct lm_transport **ret_source, struct lm_transport 
 /* The only way to call a backend: state and arguments are checked here. */
 /* ret_endpoint is all zeros for a transport that has nothing to say. */
 int lm_transport_listen(struct lm_transport *t, const struct lm_transport_params *p,
-			uint8_t ret_endpoint[static LM_ENDPOINT_SIZE], struct lm_error *err);
+			uint8_t ret_endpoint[LM_ENDPOINT_SIZE], struct lm_error *err);
 int lm_transport_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err);
 int lm_transport_region_add(struct lm_transport *t, const struct lm_region *region,
 			    struct lm_key *ret_key, struct lm_error *err);

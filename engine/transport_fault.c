@@ -10,12 +10,22 @@
 #include <time.h>
 #include "clock.h"
 
+/* LM_PULL: a run of which something will be falsified as soon as it is whole.  Lane thread only. */
+struct spoil {
+	uint64_t taken;  /* runs that this lane has taken */
+	uint64_t due;    /* falsify when so many are whole; 0: nothing to do */
+	struct lm_run run;
+	uint8_t old[LM_PAGE_SIZE]; /* what the last page of the run held before */
+};
+
 struct fault {
 	struct lm_transport base;
 	struct lm_transport *inner;
 	struct lm_fault_options o;
 	_Atomic uint64_t bytes, writes, flushes; /* of the lanes that match */
 	_Atomic bool fired;
+	uint8_t *host[LM_REGIONS_MAX];
+	struct spoil *spoils; /* one per lane */
 };
 
 static struct fault *fault_of(struct lm_transport *t)
@@ -72,8 +82,13 @@ static void disturb(struct fault *f, unsigned lane)
 static int fault_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err)
 {
 	struct fault *f = fault_of(t);
-	int r = lm_transport_open(f->inner, p, err);
+	int r;
 
+	free(f->spoils);
+	f->spoils = calloc(p->nlanes, sizeof(*f->spoils));
+	if (!f->spoils)
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	r = lm_transport_open(f->inner, p, err);
 	if (!r)
 		snprintf(t->info, sizeof(t->info), "faulty %.100s", f->inner->info);
 	return r;
@@ -82,7 +97,7 @@ static int fault_open(struct lm_transport *t, const struct lm_transport_params *
 static int fault_region_add(struct lm_transport *t, unsigned index, const struct lm_region *region,
 			    struct lm_key *ret_key, struct lm_error *err)
 {
-	(void)index;
+	fault_of(t)->host[index] = region->host;
 	return lm_transport_region_add(fault_of(t)->inner, region, ret_key, err);
 }
 
@@ -146,6 +161,64 @@ static int fault_write(struct lm_transport *t, unsigned lane, const struct lm_ru
 	return r;
 }
 
+/* ---- LM_PULL ---- */
+
+/* One run is fetched, and what comes will be falsified; or a stray one is. */
+static int fetch_changed(struct fault *f, unsigned lane, struct lm_run run, struct lm_error *err)
+{
+	struct spoil *s = &f->spoils[lane];
+	int r;
+
+	if (f->o.action == LM_FAULT_STRAY) {
+		run.offset = f->base.region_size[run.region];
+		return f->inner->ops->fetch(f->inner, lane, &run, 1, err);
+	}
+	if (s->due)
+		return -EAGAIN; /* one at a time */
+	memcpy(s->old, f->host[run.region] + run.offset + run.len - LM_PAGE_SIZE, LM_PAGE_SIZE);
+	r = lm_transport_fetch(f->inner, lane, &run, 1, err);
+	if (r < 0)
+		return r;
+	s->run = run;
+	s->due = ++s->taken;
+	return r;
+}
+
+static void spoil_if_due(struct fault *f, unsigned lane, uint64_t whole)
+{
+	struct spoil *s = &f->spoils[lane];
+	uint8_t *p = f->host[s->run.region] + s->run.offset;
+
+	if (!s->due || whole < s->due)
+		return;
+	if (f->o.action == LM_FAULT_CORRUPT)
+		memset(p, 0, s->run.len);
+	else
+		memcpy(p + s->run.len - LM_PAGE_SIZE, s->old, LM_PAGE_SIZE);
+	s->due = 0;
+}
+
+static int fault_fetch(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
+		       struct lm_error *err)
+{
+	struct fault *f = fault_of(t);
+	int r;
+
+	if (write_due(f, lane) && fire(f)) {
+		if (is_of_data(f->o.action)) {
+			r = fetch_changed(f, lane, runs[0], err);
+			if (r < 0 && !f->o.repeat)
+				atomic_store(&f->fired, false); /* the lane was full: next time */
+			return r < 0 || f->o.action != LM_FAULT_STRAY ? r : -EAGAIN;
+		}
+		disturb(f, lane);
+	}
+	r = lm_transport_fetch(f->inner, lane, runs, n, err);
+	if (r > 0)
+		f->spoils[lane].taken += (unsigned)r;
+	return r;
+}
+
 static int fault_flush(struct lm_transport *t, unsigned lane, uint64_t seq, struct lm_error *err)
 {
 	struct fault *f = fault_of(t);
@@ -165,8 +238,10 @@ static int fault_poll(struct lm_transport *t, unsigned lane, int timeout_ms, int
 	if (!is_of_data(f->o.action) && due_by_bytes(f, lane) && fire(f))
 		disturb(f, lane);
 	r = lm_transport_poll_or(f->inner, lane, timeout_ms, wake_fd, res, err);
-	if (t->side == LM_DEST && lane_matches(f, lane))
+	if ((t->side == LM_DEST || t->direction == LM_PULL) && lane_matches(f, lane))
 		atomic_fetch_add(&f->bytes, res->bytes);
+	if (t->side == LM_DEST && t->direction == LM_PULL && is_of_data(f->o.action))
+		spoil_if_due(f, lane, res->fetched);
 	return r;
 }
 
@@ -178,6 +253,7 @@ static void fault_shut(struct lm_transport *t, unsigned lane)
 static void fault_close(struct lm_transport *t)
 {
 	lm_transport_free(fault_of(t)->inner);
+	free(fault_of(t)->spoils);
 	free(t);
 }
 
@@ -187,6 +263,7 @@ static const struct lm_transport_ops fault_ops = {
 	.region_add = fault_region_add,
 	.region_bind = fault_region_bind,
 	.write = fault_write,
+	.fetch = fault_fetch,
 	.flush = fault_flush,
 	.poll = fault_poll,
 	.shut = fault_shut,

@@ -7,12 +7,12 @@
  *	action=cut       the lane is shut
  *	action=cut-all   all lanes are shut
  *	action=delay=MS  the call takes so much longer
- *	action=corrupt   source: one data run arrives as zeros, and nobody is told
- *	action=truncate  source: the last page of one data run never goes out
- *	action=stray     source: a run outside of the region goes out besides
+ *	action=corrupt   active side: one data run arrives as zeros, and nobody is told
+ *	action=truncate  active side: the last page of one data run never goes out (LM_PULL: never comes)
+ *	action=stray     active side: a run outside of the region goes out (LM_PULL: is asked for) besides
  *	lane=N           only this lane (default: any)
  *	after=BYTES      when so many data bytes have gone through this side (default: 0)
- *	write=N, flush=N at the Nth write or flush (1: the first) instead of `after`
+ *	write=N, flush=N at the Nth write (LM_PULL: fetch) or flush (1: the first) instead of `after`
  *	repeat=1         again at every later chance (default: once)
  *
  * Bytes and calls are counted over the lanes that match.

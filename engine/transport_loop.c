@@ -2,10 +2,10 @@
 /*
  * A transport inside one process, for tests of everything above it.
  *
- * Each lane is a ring of runs and flush marks between the two ends: the source's
- * thread puts them in, the destination's poll takes them out and copies from the
- * source's mapping to its own.  Both ends share one object, which the last to
- * close frees.
+ * Each lane is a ring of runs and flush marks between the two ends: the active
+ * side's thread (who writes or fetches) puts them in, the other's poll takes them out
+ * and copies from the source's mapping to the destination's.  Both ends share one
+ * object, which the last to close frees.
  */
 #include <poll.h>
 #include <fcntl.h>
@@ -27,8 +27,9 @@ struct entry {
 };
 
 struct loop_lane {
-	_Atomic uint64_t put, taken; /* source's and destination's ends of the ring */
+	_Atomic uint64_t put, taken; /* active and passive side's ends of the ring */
 	_Atomic uint64_t flushed;
+	uint64_t told;               /* LM_PULL: what the destination's last poll saw of `taken` */
 	_Atomic bool shut[2];        /* by enum lm_side */
 	_Atomic bool copying;
 	struct entry ring[RING_SIZE];
@@ -105,7 +106,8 @@ static int ring_put(struct loop_lane *l, const struct entry *e)
 	return 0;
 }
 
-static int loop_write(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
+/* Write and fetch: the same ring, from the one side or the other. */
+static int loop_put(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
 		      struct lm_error *err)
 {
 	struct loop_lane *l = &end_of(t)->loop->lanes[lane];
@@ -134,21 +136,48 @@ static void place_zero(const struct lm_region *r, const struct lm_run *run)
 		memset(r->host + run->offset, 0, run->len);
 }
 
+static void place_data(struct loop *p, const struct lm_run *run, struct lm_poll_result *res)
+{
+	memcpy(p->ends[LM_DEST]->regions[run->region].host + run->offset,
+	       p->ends[LM_SOURCE]->regions[run->region].host + run->offset, run->len);
+	res->bytes += run->len;
+}
+
+/* A fetched run, 64 pages at a time: what is zero at the source leaves no page behind. */
+static void answer_run(struct loop *p, const struct lm_run *run, struct lm_poll_result *res)
+{
+	uint64_t end = run->offset + run->len;
+
+	for (uint64_t at = run->offset, n; at < end; at += n << LM_PAGE_SHIFT) {
+		uint64_t zeros;
+
+		n = end - at < 64 * LM_PAGE_SIZE ? (end - at) >> LM_PAGE_SHIFT : 64;
+		zeros = lm_region_zeros(&p->ends[LM_SOURCE]->regions[run->region], at, (unsigned)n);
+		for (uint64_t i = 0; i < n; i++) {
+			struct lm_run page = { .region = run->region, .offset = at + (i << LM_PAGE_SHIFT),
+					       .len = LM_PAGE_SIZE };
+
+			if (zeros >> i & 1)
+				place_zero(&p->ends[LM_DEST]->regions[run->region], &page);
+			else
+				place_data(p, &page, res);
+		}
+	}
+}
+
 static int place_run(struct loop *p, const struct lm_run *run, struct lm_poll_result *res,
 		     struct lm_error *err)
 {
 	struct loop_end *to = p->ends[LM_DEST], *from = p->ends[LM_SOURCE];
-	const struct lm_region *r;
 
-	if (!lm_transport_run_valid(&to->base, run))
-		return lm_err(err, -EPROTO, LM_SCOPE_LANE, "the source sent a run outside of the regions");
-	r = &to->regions[run->region];
-	if (run->kind == LM_RUN_ZERO) {
-		place_zero(r, run);
-		return 0;
-	}
-	memcpy(r->host + run->offset, from->regions[run->region].host + run->offset, run->len);
-	res->bytes += run->len;
+	if (!lm_transport_run_valid(&to->base, run) || !lm_transport_run_valid(&from->base, run))
+		return lm_err(err, -EPROTO, LM_SCOPE_LANE, "the peer sent a run outside of the regions");
+	if (run->kind == LM_RUN_ZERO)
+		place_zero(&to->regions[run->region], run);
+	else if (to->base.direction == LM_PULL)
+		answer_run(p, run, res);
+	else
+		place_data(p, run, res);
 	return 0;
 }
 
@@ -158,7 +187,8 @@ static int place_entry(struct loop *p, struct loop_lane *l, const struct entry *
 	int r = 0;
 
 	atomic_store(&l->copying, true);
-	if (atomic_load(&l->shut[LM_DEST]) || atomic_load(&l->shut[LM_SOURCE]) || atomic_load(&p->closed[LM_SOURCE]))
+	if (atomic_load(&l->shut[LM_DEST]) || atomic_load(&l->shut[LM_SOURCE]) ||
+	    atomic_load(&p->closed[LM_DEST]) || atomic_load(&p->closed[LM_SOURCE]))
 		r = lm_err(err, -ESHUTDOWN, LM_SCOPE_LANE, "the lane was shut");
 	else if (e->flush)
 		atomic_store_explicit(&l->flushed, e->flush, memory_order_release);
@@ -169,7 +199,7 @@ static int place_entry(struct loop *p, struct loop_lane *l, const struct entry *
 }
 
 /* 1: something moved, 0: nothing, or an error. */
-static int dest_step(struct loop *p, struct loop_lane *l, struct lm_poll_result *res, struct lm_error *err)
+static int passive_step(struct loop *p, struct loop_lane *l, struct lm_poll_result *res, struct lm_error *err)
 {
 	uint64_t taken = atomic_load_explicit(&l->taken, memory_order_relaxed), from = taken;
 	uint64_t put = atomic_load_explicit(&l->put, memory_order_acquire);
@@ -177,9 +207,21 @@ static int dest_step(struct loop *p, struct loop_lane *l, struct lm_poll_result 
 
 	while (!r && taken < put && taken - from < POLL_RUNS) {
 		r = place_entry(p, l, &l->ring[taken % RING_SIZE], res, err);
-		atomic_store_explicit(&l->taken, ++taken, memory_order_release);
+		if (!r)
+			atomic_store_explicit(&l->taken, ++taken, memory_order_release);
 	}
 	return r ? r : taken > from;
+}
+
+/* The source has something to do when there is room, or news of a flush (its caller knows). */
+static int active_step(struct lm_transport *t, struct loop_lane *l, uint64_t put, uint64_t taken)
+{
+	bool news = taken != l->told;
+
+	if (t->direction == LM_PUSH)
+		return put - taken < RING_SIZE / 2;
+	l->told = taken;
+	return news;
 }
 
 static int loop_step(struct lm_transport *t, unsigned lane, struct lm_poll_result *res, struct lm_error *err)
@@ -190,6 +232,8 @@ static int loop_step(struct lm_transport *t, unsigned lane, struct lm_poll_resul
 	uint64_t put = atomic_load(&l->put), taken = atomic_load(&l->taken);
 	int r = lane_state(t, lane, err);
 
+	if (t->direction == LM_PULL && t->side == LM_DEST)
+		res->fetched = taken;
 	if (!r && gone && put != taken)
 		r = lm_err(err, -ECONNRESET, LM_SCOPE_LANE, "the peer hung up in the middle");
 	if (r)
@@ -198,8 +242,7 @@ static int loop_step(struct lm_transport *t, unsigned lane, struct lm_poll_resul
 	res->flushed = atomic_load_explicit(&l->flushed, memory_order_acquire);
 	if (gone)
 		return 1;
-	/* The source has something to do when there is room, or news of a flush (its caller knows). */
-	return t->side == LM_DEST ? dest_step(p, l, res, err) : put - taken < RING_SIZE / 2;
+	return lm_transport_is_active(t) ? active_step(t, l, put, taken) : passive_step(p, l, res, err);
 }
 
 static bool readable(int fd)
@@ -218,7 +261,7 @@ static int loop_poll(struct lm_transport *t, unsigned lane, int timeout_ms, int 
 
 	while (!(r = loop_step(t, lane, res, err)) && lm_now_ns() < deadline && !readable(wake_fd))
 		nanosleep(&nap, NULL);
-	if (r > 0 && t->side == LM_SOURCE && timeout_ms)
+	if (r > 0 && t->side == LM_SOURCE && t->direction == LM_PUSH && timeout_ms)
 		nanosleep(&nap, NULL);
 	return r < 0 ? r : 0;
 }
@@ -257,7 +300,8 @@ static const struct lm_transport_ops loop_ops = {
 	.open = loop_open,
 	.region_add = loop_region_add,
 	.region_bind = loop_region_bind,
-	.write = loop_write,
+	.write = loop_put,
+	.fetch = loop_put,
 	.flush = loop_flush,
 	.poll = loop_poll,
 	.shut = loop_shut,

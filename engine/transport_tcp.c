@@ -64,6 +64,13 @@ int tcp_head_recv(struct tcp_lane *l, unsigned len)
 	return 1;
 }
 
+int tcp_frame_recv(struct tcp_lane *l)
+{
+	int r = tcp_head_recv(l, sizeof(struct tcp_frame) + sizeof(struct tcp_desc));
+
+	return l->in.done >= sizeof(struct tcp_frame) ? 1 : r;
+}
+
 int tcp_lane_wait(struct tcp_lane *l, short events, int timeout_ms, int wake_fd)
 {
 	struct pollfd p[2] = { { .fd = lm_stream_fd(l->stream), .events = events },
@@ -108,6 +115,8 @@ void tcp_lane_free(struct tcp_lane *l)
 	lm_close_fd(&l->pipe[1]);
 	free(l->scratch);
 	l->scratch = NULL;
+	free(l->fetch);
+	l->fetch = NULL;
 }
 
 /* ---- the table ---- */
@@ -141,8 +150,13 @@ static int lanes_init(struct tcp *t)
 {
 	int r = 0;
 
-	for (unsigned i = 0; !r && i < t->base.nlanes; i++)
-		r = t->base.side == LM_SOURCE ? tcp_send_init(&t->lanes[i]) : tcp_recv_init(&t->lanes[i]);
+	for (unsigned i = 0; !r && i < t->base.nlanes; i++) {
+		struct tcp_lane *l = &t->lanes[i];
+
+		r = t->base.side == LM_SOURCE ? tcp_send_init(l) : tcp_recv_init(l);
+		if (!r && t->base.side == LM_DEST && t->base.direction == LM_PULL)
+			r = tcp_fetch_init(l);
+	}
 	return r;
 }
 
@@ -155,7 +169,8 @@ static void describe(struct tcp *t)
 		how = l->method == TCP_SPLICE ? "pages go out by reference (vmsplice)" : "pages are copied into the socket";
 	else
 		how = l->pipe[0] >= 0 ? "new pages are spliced into the file" : "pages are received into the mapping";
-	snprintf(t->base.info, sizeof(t->base.info), "tcp, %u lanes, %s", t->base.nlanes, how);
+	snprintf(t->base.info, sizeof(t->base.info), "tcp, %u lanes%s, %s", t->base.nlanes,
+		 t->base.direction == LM_PULL ? " that fetch" : "", how);
 }
 
 static int tcp_open(struct lm_transport *base, const struct lm_transport_params *p, struct lm_error *err)
@@ -184,6 +199,7 @@ static int tcp_region_add(struct lm_transport *base, unsigned index, const struc
 	struct tcp_region *r = &tcp_of(base)->regions[index];
 
 	(void)ret_key; /* a region's number says all */
+	r->local = *region;
 	r->host = region->host;
 	r->size = region->size;
 	r->page_size = region->page_size;
@@ -220,14 +236,22 @@ static int tcp_flush(struct lm_transport *base, unsigned lane, uint64_t seq, str
 	return tcp_send_flush(&tcp_of(base)->lanes[lane], seq, err);
 }
 
+static int tcp_fetch(struct lm_transport *base, unsigned lane, const struct lm_run *runs, unsigned n,
+		     struct lm_error *err)
+{
+	return tcp_fetch_queue(&tcp_of(base)->lanes[lane], runs, n, err);
+}
+
 static int tcp_poll(struct lm_transport *base, unsigned lane, int timeout_ms, int wake_fd,
 		    struct lm_poll_result *res, struct lm_error *err)
 {
 	struct tcp *t = tcp_of(base);
 	struct tcp_lane *l = &t->lanes[lane];
 
-	return base->side == LM_SOURCE ? tcp_send_poll(l, timeout_ms, wake_fd, res, err) :
-					 tcp_recv_poll(t, l, timeout_ms, wake_fd, res, err);
+	if (base->side == LM_DEST)
+		return tcp_recv_poll(t, l, timeout_ms, wake_fd, res, err);
+	return base->direction == LM_PULL ? tcp_answer_poll(t, l, timeout_ms, wake_fd, res, err) :
+					    tcp_send_poll(l, timeout_ms, wake_fd, res, err);
 }
 
 static void tcp_shut(struct lm_transport *base, unsigned lane)
@@ -268,6 +292,7 @@ static const struct lm_transport_ops tcp_ops = {
 	.region_add = tcp_region_add,
 	.region_bind = tcp_region_bind,
 	.write = tcp_write,
+	.fetch = tcp_fetch,
 	.flush = tcp_flush,
 	.poll = tcp_poll,
 	.shut = tcp_shut,

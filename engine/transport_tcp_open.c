@@ -24,7 +24,7 @@ static struct tcp_preamble preamble_make(const struct lm_transport_params *p, un
 {
 	struct tcp_preamble ret = {
 		.magic = lm_le64(TCP_PREAMBLE_MAGIC), .version = lm_le32(TCP_VERSION),
-		.lane = lm_le32(lane), .nlanes = lm_le32(p->nlanes),
+		.lane = lm_le32(lane), .nlanes = lm_le32(p->nlanes), .direction = lm_le32(p->direction),
 	};
 
 	memcpy(ret.token, p->token, sizeof(ret.token));

@@ -74,6 +74,8 @@ static int handle_batch(struct tcp *t, struct tcp_lane *l, struct lm_error *err)
 	r = check_runs(t, l, count, err);
 	if (r)
 		return r;
+	if (l->fetch && !tcp_fetch_expects(l, count))
+		return bad_frame(err, "an answer to what was not asked for");
 	l->seq++;
 	l->batches++;
 	l->in_batch = true;
@@ -103,6 +105,15 @@ static int handle_flush(struct tcp_lane *l, struct lm_error *err)
 	return 0;
 }
 
+static int handle_close(struct tcp_lane *l, struct lm_error *err)
+{
+	if (l->fetch && l->fetch->whole < l->fetch->sent)
+		return lm_err(err, -ECONNRESET, LM_SCOPE_LANE, "the source closed the lane and owes us data");
+	l->closed = true;
+	l->in.done = 0;
+	return 0;
+}
+
 static int handle_frame(struct tcp *t, struct tcp_lane *l, struct lm_error *err)
 {
 	const struct tcp_frame *f = &l->in.u.h.frame;
@@ -113,11 +124,9 @@ static int handle_frame(struct tcp *t, struct tcp_lane *l, struct lm_error *err)
 	case TCP_BATCH:
 		return handle_batch(t, l, err);
 	case TCP_FLUSH:
-		return handle_flush(l, err);
+		return l->fetch ? bad_frame(err, "type") : handle_flush(l, err);
 	case TCP_CLOSE:
-		l->closed = true;
-		l->in.done = 0;
-		return 0;
+		return handle_close(l, err);
 	default:
 		return bad_frame(err, "type");
 	}
@@ -125,7 +134,7 @@ static int handle_frame(struct tcp *t, struct tcp_lane *l, struct lm_error *err)
 
 static int recv_frame(struct tcp *t, struct tcp_lane *l, struct lm_error *err)
 {
-	int r = tcp_head_recv(l, sizeof(struct tcp_frame));
+	int r = l->fetch ? tcp_frame_recv(l) : tcp_head_recv(l, sizeof(struct tcp_frame));
 
 	if (r == -EAGAIN)
 		return r;
@@ -150,6 +159,7 @@ static int place_run(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *r
 /* One step: a frame, or a piece of a batch.  0, -EAGAIN, or an error. */
 static int recv_step(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *res, struct lm_error *err)
 {
+	unsigned first = l->run;
 	int r;
 
 	if (!l->in_batch)
@@ -158,6 +168,8 @@ static int recv_step(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *r
 		return tcp_lane_error(l, 0, err, "");
 	r = place_run(t, l, res, err);
 	tcp_place_end(l);
+	if (l->fetch)
+		tcp_fetch_placed(l, first);
 	if (l->run == l->count) {
 		l->in_batch = false;
 		l->in.done = 0;
@@ -165,23 +177,38 @@ static int recv_step(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *r
 	return r;
 }
 
-/* Answers first, then as much as is there.  1: something moved, 0: nothing, or an error. */
+/* Answers, or requests. */
+static int say(struct tcp_lane *l)
+{
+	if (l->fetch)
+		return tcp_fetch_send(l);
+	return l->out.done < l->out.len ? tcp_head_send(l) : 0;
+}
+
+/* Whoever fetches wants to hear at once of runs that are whole. */
+static bool enough(const struct tcp_lane *l, const struct lm_poll_result *res)
+{
+	return l->closed || res->bytes >= POLL_BYTES || (l->fetch && l->fetch->whole != res->fetched);
+}
+
+/* As much as is there, and what we have to say.  1: something moved, 0: nothing, or an error. */
 static int recv_some(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *res, struct lm_error *err)
 {
 	int moved = 0, r = 0;
 
-	while (!r && !l->closed && res->bytes < POLL_BYTES) {
+	res->fetched = l->fetch ? l->fetch->whole : 0;
+	while (!r && !enough(l, res)) {
+		int w;
+
+
 		if (atomic_load_explicit(&l->shut, memory_order_relaxed))
 			return tcp_lane_error(l, 0, err, "");
 		r = recv_step(t, l, res, err);
 		if (!r)
 			moved = 1;
-		if (l->out.done < l->out.len) {
-			int w = tcp_head_send(l);
-
-			if (w && w != -EAGAIN)
-				return tcp_lane_error(l, w, err, "answering");
-		}
+		w = say(l);
+		if (w && w != -EAGAIN)
+			return tcp_lane_error(l, w, err, l->fetch ? "asking" : "answering");
 	}
 	return r && r != -EAGAIN ? r : moved;
 }
@@ -199,6 +226,8 @@ static int lowat_wanted(const struct tcp_lane *l, int fd)
 
 	if (due > TCP_LOWAT)
 		due = TCP_LOWAT;
+	if (l->fetch && due < TCP_SMALL_BYTES)
+		due = 1;
 	if (due > 1 && !getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, &len) && due > (uint64_t)rcvbuf / 4)
 		due = (uint64_t)rcvbuf / 4;
 	return due ? (int)due : 1;
@@ -229,5 +258,7 @@ int tcp_recv_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, int wake_fd
 		r = recv_some(t, l, res, err);
 	}
 	res->closed = l->closed;
+	if (l->fetch)
+		res->fetched = l->fetch->whole;
 	return r < 0 ? r : 0;
 }

@@ -48,7 +48,7 @@ int tcp_send_init(struct tcp_lane *l)
 	return 0;
 }
 
-static bool pending(const struct tcp_lane *l)
+bool tcp_send_pending(const struct tcp_lane *l)
 {
 	return l->out.done < l->out.len || l->niov || l->in_pipe;
 }
@@ -62,7 +62,7 @@ static void sent(struct tcp_lane *l, size_t n, struct lm_poll_result *res)
 /* Header and data in one call. */
 static int push_copy(struct tcp_lane *l, struct lm_poll_result *res)
 {
-	while (pending(l)) {
+	while (tcp_send_pending(l)) {
 		struct iovec iov[LM_WRITE_MAX + 1];
 		unsigned head = l->out.len - l->out.done;
 		ssize_t n;
@@ -146,14 +146,13 @@ static int push_splice(struct tcp_lane *l, struct lm_poll_result *res)
 	return r;
 }
 
-/* 0: all is in the socket, -EAGAIN, or an error. */
-static int push(struct tcp_lane *l, struct lm_poll_result *res, struct lm_error *err)
+int tcp_send_push(struct tcp_lane *l, struct lm_poll_result *res, struct lm_error *err)
 {
 	int r;
 
 	if (atomic_load_explicit(&l->shut, memory_order_relaxed))
 		return tcp_lane_error(l, 0, err, "");
-	r = l->method == TCP_SPLICE ? push_splice(l, res) : push_copy(l, res);
+	r = l->method == TCP_SPLICE && !l->small ? push_splice(l, res) : push_copy(l, res);
 	return r && r != -EAGAIN ? tcp_lane_error(l, r, err, "sending") : r;
 }
 
@@ -176,10 +175,7 @@ static unsigned batch_size(const struct lm_run *runs, unsigned n, uint64_t *ret_
 
 static void queue_run(struct tcp *t, struct tcp_lane *l, const struct lm_run *run, struct tcp_desc *ret)
 {
-	*ret = (struct tcp_desc){
-		.region = lm_le32(run->region), .kind = lm_le32(run->kind),
-		.offset = lm_le64(run->offset), .len = lm_le64(run->len),
-	};
+	*ret = tcp_desc_make(run);
 	if (run->kind == LM_RUN_DATA && run->region < t->base.nregions)
 		l->iov[l->niov++] = (struct iovec){ t->regions[run->region].host + run->offset, run->len };
 }
@@ -189,7 +185,7 @@ int tcp_send_batch(struct tcp *t, struct tcp_lane *l, const struct lm_run *runs,
 {
 	struct lm_poll_result unused = { 0 };
 	uint64_t bytes;
-	int r = push(l, &unused, err);
+	int r = tcp_send_push(l, &unused, err);
 
 	if (r)
 		return r;
@@ -203,14 +199,14 @@ int tcp_send_batch(struct tcp *t, struct tcp_lane *l, const struct lm_run *runs,
 	l->out.done = 0;
 	l->out.len = (unsigned)(sizeof(struct tcp_frame) + n * sizeof(struct tcp_desc));
 	l->batches++;
-	r = push(l, &unused, err);
+	r = tcp_send_push(l, &unused, err);
 	return r && r != -EAGAIN ? r : (int)n;
 }
 
 int tcp_send_flush(struct tcp_lane *l, uint64_t seq, struct lm_error *err)
 {
 	struct lm_poll_result unused = { 0 };
-	int r = push(l, &unused, err);
+	int r = tcp_send_push(l, &unused, err);
 
 	if (r)
 		return r;
@@ -218,7 +214,7 @@ int tcp_send_flush(struct tcp_lane *l, uint64_t seq, struct lm_error *err)
 	l->out.done = 0;
 	l->out.len = sizeof(struct tcp_frame);
 	l->flush_seq = seq;
-	r = push(l, &unused, err);
+	r = tcp_send_push(l, &unused, err);
 	return r == -EAGAIN ? 0 : r;
 }
 
@@ -265,9 +261,9 @@ static int read_answers(struct tcp_lane *l, struct lm_error *err)
 /* 1: the lane moved, 0: it did not, or an error. */
 static int send_step(struct tcp_lane *l, struct lm_poll_result *res, struct lm_error *err)
 {
-	bool had = pending(l);
+	bool had = tcp_send_pending(l);
 	uint64_t before = res->bytes;
-	int r = push(l, res, err), got = 0;
+	int r = tcp_send_push(l, res, err), got = 0;
 
 	if (r && r != -EAGAIN)
 		return r;
@@ -282,7 +278,7 @@ int tcp_send_poll(struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_pol
 	int r = send_step(l, res, err), events = 0;
 
 	if (!r && timeout_ms)
-		events = tcp_lane_wait(l, (short)(POLLIN | (pending(l) ? POLLOUT : 0)), timeout_ms, wake_fd);
+		events = tcp_lane_wait(l, (short)(POLLIN | (tcp_send_pending(l) ? POLLOUT : 0)), timeout_ms, wake_fd);
 	if (events < 0)
 		return tcp_lane_error(l, events, err, "poll");
 	if (events & (POLLIN | POLLERR | POLLHUP))

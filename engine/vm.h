@@ -87,6 +87,7 @@ struct lm_vm {
 	const struct lm_vm_ops *ops;
 	struct lm_vm_info info;
 	int rescue_fd; /* connection to the VM that the guardian inherits; -1: none */
+	int32_t pid;   /* of the VM's process */
 	int pidfd;     /* of the VM's process: readable when it has exited */
 };
 

@@ -14,6 +14,10 @@ static const char *const msg_names[LM_MSG_TYPES] = {
 	[LM_MSG_COMMIT] = "COMMIT",       [LM_MSG_RESUMED] = "RESUMED",
 	[LM_MSG_ABORT] = "ABORT",         [LM_MSG_PING] = "PING",
 	[LM_MSG_PONG] = "PONG",
+	[LM_MSG_POSTCOPY] = "POSTCOPY",   [LM_MSG_POSTCOPY_OPENED] = "POSTCOPY_OPENED",
+	[LM_MSG_POSTCOPY_KEYS] = "POSTCOPY_KEYS", [LM_MSG_LEFT] = "LEFT",
+	[LM_MSG_MISSING] = "MISSING",     [LM_MSG_RECOVER] = "RECOVER",
+	[LM_MSG_WHOLE] = "WHOLE",
 };
 
 const char *lm_msg_name(unsigned type)
@@ -181,6 +185,7 @@ size_t lm_wire_put_opened(void *buf, const struct lm_opened *opened)
 	memcpy(o->token, opened->token, sizeof(o->token));
 	memcpy(o->endpoint, opened->endpoint, sizeof(o->endpoint));
 	o->nlanes = lm_le32(opened->nlanes);
+	o->flags = lm_le32(opened->postcopy ? LM_OPENED_POSTCOPY : 0);
 	return sizeof(*o);
 }
 
@@ -191,8 +196,8 @@ int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked, struct 
 	uint32_t nlanes;
 
 	memset(ret, 0, sizeof(*ret));
-	if (len != sizeof(*o) || lm_le32_get(o->reserved))
-		return bad(err, "OPENED: length");
+	if (len != sizeof(*o) || lm_le32_get(o->flags) & ~LM_OPENED_POSTCOPY)
+		return bad(err, "OPENED: length or flags");
 	if (!get_string(ret->transport, o->transport, sizeof(o->transport)))
 		return bad(err, "OPENED: transport");
 	nlanes = lm_le32_get(o->nlanes);
@@ -201,6 +206,7 @@ int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked, struct 
 	memcpy(ret->token, o->token, sizeof(ret->token));
 	memcpy(ret->endpoint, o->endpoint, sizeof(ret->endpoint));
 	ret->nlanes = nlanes;
+	ret->postcopy = lm_le32_get(o->flags) & LM_OPENED_POSTCOPY;
 	return 0;
 }
 
@@ -234,6 +240,95 @@ int lm_wire_get_resident(const void *p, size_t len, struct lm_bitmap *resident, 
 			return bad(err, "RESIDENT: extent outside its region");
 		lm_bitmap_set_range(&resident[region], first, n);
 	}
+	return 0;
+}
+
+/* ---- post-copy ---- */
+
+size_t lm_wire_put_postcopy_opened(void *buf, const struct lm_opened *opened,
+				   const uint8_t secret[static LM_TOKEN_SIZE])
+{
+	struct lm_wire_postcopy_opened *o = buf;
+
+	memset(o, 0, sizeof(*o));
+	put_string(o->transport, sizeof(o->transport), opened->transport);
+	memcpy(o->token, opened->token, sizeof(o->token));
+	memcpy(o->secret, secret, sizeof(o->secret));
+	memcpy(o->endpoint, opened->endpoint, sizeof(o->endpoint));
+	o->nlanes = lm_le32(opened->nlanes);
+	return sizeof(*o);
+}
+
+int lm_wire_get_postcopy_opened(const void *p, size_t len, unsigned nlanes, struct lm_opened *ret,
+				uint8_t ret_secret[static LM_TOKEN_SIZE], struct lm_error *err)
+{
+	const struct lm_wire_postcopy_opened *o = p;
+
+	memset(ret, 0, sizeof(*ret));
+	if (len != sizeof(*o) || lm_le32_get(o->reserved))
+		return bad(err, "POSTCOPY_OPENED: length");
+	if (!get_string(ret->transport, o->transport, sizeof(o->transport)))
+		return bad(err, "POSTCOPY_OPENED: transport");
+	if (lm_le32_get(o->nlanes) != nlanes)
+		return bad(err, "POSTCOPY_OPENED: number of lanes");
+	memcpy(ret->token, o->token, sizeof(ret->token));
+	memcpy(ret->endpoint, o->endpoint, sizeof(ret->endpoint));
+	memcpy(ret_secret, o->secret, LM_TOKEN_SIZE);
+	ret->nlanes = nlanes;
+	return 0;
+}
+
+int lm_wire_get_left(const void *p, size_t len, const struct lm_ram *ram, lm_left_fn *left, void *opaque,
+		     bool *ret_end, struct lm_error *err)
+{
+	const struct lm_wire_left *w = p;
+	const struct lm_wire_extent *x = (const void *)(w + 1);
+	uint32_t region, count, kind;
+
+	if (len < sizeof(*w) || lm_le32_get(w->reserved))
+		return bad(err, "LEFT: length");
+	region = lm_le32_get(w->region);
+	count = lm_le32_get(w->count);
+	kind = lm_le32_get(w->kind);
+	if (region >= ram->nregions || count > LM_WIRE_EXTENTS_MAX || kind > LM_LEFT_END ||
+	    len != sizeof(*w) + count * sizeof(*x) || (kind == LM_LEFT_END && count))
+		return bad(err, "LEFT: region, kind or count");
+	*ret_end = kind == LM_LEFT_END;
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t first = lm_le64_get(x[i].first), n = lm_le64_get(x[i].npages);
+		uint64_t npages = lm_region_npages(&ram->regions[region]);
+
+		if (first >= npages || !n || n > npages - first)
+			return bad(err, "LEFT: extent outside its region");
+		left(opaque, region, first, n, kind == LM_LEFT_ZERO);
+	}
+	return 0;
+}
+
+int lm_wire_get_missing(const void *p, size_t len, struct lm_postcopy_stats *ret, struct lm_error *err)
+{
+	const struct lm_wire_missing *m = p;
+
+	if (len != sizeof(*m))
+		return bad(err, "MISSING: length");
+	*ret = (struct lm_postcopy_stats){
+		.used = true,
+		.left_pages = lm_le64_get(m->left_pages), .missing_pages = lm_le64_get(m->missing_pages),
+		.bytes = lm_le64_get(m->bytes), .faults = lm_le64_get(m->faults),
+		.fault_p50_ns = (int64_t)(lm_le64_get(m->p50_ns) & INT64_MAX),
+		.fault_p99_ns = (int64_t)(lm_le64_get(m->p99_ns) & INT64_MAX),
+		.fault_max_ns = (int64_t)(lm_le64_get(m->max_ns) & INT64_MAX),
+		.waited_ns = (int64_t)(lm_le64_get(m->waited_ns) & INT64_MAX),
+		.duration_ns = (int64_t)(lm_le64_get(m->duration_ns) & INT64_MAX),
+	};
+	return 0;
+}
+
+int lm_wire_get_fixed(const void *p, size_t len, const char *what, void *ret, size_t size, struct lm_error *err)
+{
+	if (len != size)
+		return bad(err, what);
+	memcpy(ret, p, size);
 	return 0;
 }
 

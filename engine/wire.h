@@ -40,6 +40,13 @@ enum lm_msg_type {
 	LM_MSG_ABORT,
 	LM_MSG_PING,
 	LM_MSG_PONG,
+	LM_MSG_POSTCOPY,
+	LM_MSG_POSTCOPY_OPENED,
+	LM_MSG_POSTCOPY_KEYS,
+	LM_MSG_LEFT,
+	LM_MSG_MISSING,
+	LM_MSG_RECOVER,
+	LM_MSG_WHOLE,
 	LM_MSG_TYPES
 };
 
@@ -86,8 +93,9 @@ struct lm_wire_opened {
 	uint8_t token[LM_TOKEN_SIZE]; /* every lane shows it */
 	uint8_t endpoint[LM_ENDPOINT_SIZE]; /* opaque to the engine: where the transport listens */
 	struct le32 nlanes;           /* granted: at most what OPEN asked for */
-	struct le32 reserved;         /* 0 */
+	struct le32 flags;            /* LM_OPENED_* */
 };
+#define LM_OPENED_POSTCOPY 1u /* the destination allows it and can do it */
 _Static_assert(sizeof(struct lm_wire_opened) == 296, "OPENED");
 
 /* Pages of one region that the destination's file holds data for already. */
@@ -104,14 +112,43 @@ struct lm_wire_extent {
 struct lm_wire_saved {
 	struct le64 state_bytes;
 	struct le64 lane_bytes; /* data bytes written to all lanes and confirmed */
+	struct le64 left_pages; /* left behind for post-copy */
 	uint8_t ram_hash[16];   /* LM_OPEN_VERIFY: of all RAM, else zero */
 };
-_Static_assert(sizeof(struct lm_wire_saved) == 32, "SAVED");
+_Static_assert(sizeof(struct lm_wire_saved) == 40, "SAVED");
 
 struct lm_wire_commit {
 	struct le32 flags; /* LM_COMMIT_RUN */
 };
 #define LM_COMMIT_RUN 1u /* the guest ran when it was paused */
+
+struct lm_wire_postcopy {
+	struct le64 max_bytes_per_s; /* 0: no limit */
+};
+
+struct lm_wire_postcopy_opened {
+	char transport[LM_TRANSPORT_NAME_MAX];
+	uint8_t token[LM_TOKEN_SIZE];    /* every lane shows it */
+	uint8_t secret[LM_TOKEN_SIZE];   /* RECOVER shows it */
+	uint8_t endpoint[LM_ENDPOINT_SIZE];
+	struct le32 nlanes, reserved;    /* the last lane is the one for faults */
+};
+_Static_assert(sizeof(struct lm_wire_postcopy_opened) == 312, "POSTCOPY_OPENED");
+
+/* Pages of one region that stay behind; or, with LM_LEFT_END, that all of them were named. */
+struct lm_wire_left {
+	struct le32 region, kind, count, reserved;
+	/* count times struct lm_wire_extent, ascending, not touching */
+};
+enum lm_left_kind { LM_LEFT_DATA, LM_LEFT_ZERO, LM_LEFT_END };
+
+struct lm_wire_missing { /* the destination's struct lm_postcopy_stats */
+	struct le64 left_pages, missing_pages, bytes, faults, p50_ns, p99_ns, max_ns, waited_ns, duration_ns;
+};
+
+struct lm_wire_recover {
+	uint8_t secret[LM_TOKEN_SIZE];
+};
 
 struct lm_wire_times { /* LOADED and RESUMED: durations at the destination */
 	struct le64 load_ns, resume_ns;
@@ -142,6 +179,7 @@ struct lm_opened {
 	uint8_t token[LM_TOKEN_SIZE];
 	uint8_t endpoint[LM_ENDPOINT_SIZE];
 	unsigned nlanes;
+	bool postcopy;
 };
 
 const char *lm_msg_name(unsigned type);
@@ -150,6 +188,8 @@ const char *lm_msg_name(unsigned type);
 size_t lm_wire_put_hello(void *buf);
 size_t lm_wire_put_open(void *buf, const struct lm_open *open);
 size_t lm_wire_put_opened(void *buf, const struct lm_opened *opened);
+size_t lm_wire_put_postcopy_opened(void *buf, const struct lm_opened *opened,
+				   const uint8_t secret[static LM_TOKEN_SIZE]);
 size_t lm_wire_put_abort(void *buf, int code, const char *text);
 
 /* Decoders: 0, or -EPROTO with what is wrong. */
@@ -165,6 +205,15 @@ int lm_wire_get_ready(const void *p, size_t len, unsigned nregions, struct lm_ke
 /* Sets the bits of one RESIDENT message in resident[region]. */
 int lm_wire_get_resident(const void *p, size_t len, struct lm_bitmap *resident, unsigned nregions,
 			 struct lm_error *err);
+int lm_wire_get_postcopy_opened(const void *p, size_t len, unsigned nlanes, struct lm_opened *ret,
+				uint8_t ret_secret[static LM_TOKEN_SIZE], struct lm_error *err);
+/* One LEFT message; `left` is called for each extent, which lies inside its region. */
+typedef void lm_left_fn(void *opaque, unsigned region, uint64_t first, uint64_t n, bool zero);
+int lm_wire_get_left(const void *p, size_t len, const struct lm_ram *ram, lm_left_fn *left, void *opaque,
+		     bool *ret_end, struct lm_error *err);
+int lm_wire_get_missing(const void *p, size_t len, struct lm_postcopy_stats *ret, struct lm_error *err);
+/* A payload of one fixed size. */
+int lm_wire_get_fixed(const void *p, size_t len, const char *what, void *ret, size_t size, struct lm_error *err);
 int lm_wire_get_u32(const void *p, size_t len, const char *what, uint32_t *ret, struct lm_error *err);
 int lm_wire_get_saved(const void *p, size_t len, struct lm_wire_saved *ret, struct lm_error *err);
 int lm_wire_get_times(const void *p, size_t len, int64_t *ret_load_ns, int64_t *ret_resume_ns,

@@ -101,6 +101,7 @@ static int process_find(struct qemu *q, pid_t pid, struct lm_error *err)
 	if (q->pid <= 0)
 		return lm_err(err, -ESRCH, LM_SCOPE_SESSION,
 			      "the process behind the QMP socket is in another PID namespace: give it with --pid");
+	q->base.pid = q->pid;
 	q->base.pidfd = (int)syscall(SYS_pidfd_open, q->pid, 0);
 	if (q->base.pidfd < 0)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION,
@@ -139,6 +140,7 @@ static const struct lm_vm_ops qemu_ops = {
 	.name = "qemu",
 	.regions = qemu_regions,
 	.tracker = qemu_tracker,
+	.pager = qemu_pager,
 	.drain = qemu_drain,
 	.pause_start = qemu_pause_start,
 	.pause_wait = qemu_pause_wait,

@@ -3,6 +3,7 @@
 #ifndef LM_QEMU_H
 #define LM_QEMU_H
 
+#include <sys/types.h>
 #include "vm.h"
 #include "transport.h" /* enum lm_side */
 
@@ -21,5 +22,12 @@ struct lm_qemu_options {
  * migrated safely.  Changes nothing in QEMU.
  */
 int lm_qemu_attach(const struct lm_qemu_options *options, struct lm_vm **ret, struct lm_error *err);
+
+/*
+ * Open the files of RAM whose description an engine left behind (all but fd and
+ * host), through the mappings of process pid, after checking that they are what
+ * they were.  Asks nothing of QEMU.  On error all fds are -1.
+ */
+int lm_qemu_ram_reopen(pid_t pid, struct lm_ram *ram, bool writable, struct lm_error *err);
 
 #endif

@@ -25,6 +25,7 @@ enum cli_exit {
 	CLI_EXIT_STALLED = 5,
 	CLI_EXIT_IN_DOUBT = 6,
 	CLI_EXIT_VM_LOST = 7,
+	CLI_EXIT_INTERRUPTED = 8, /* post-copy without its peer: recover */
 };
 
 enum cli_shell { CLI_SHELL_NONE, CLI_SHELL_BASH, CLI_SHELL_ZSH };

@@ -92,9 +92,10 @@ static const char *decision_name(enum lm_decision_kind kind)
 	static const char *const names[] = {
 		[LM_DECIDE_CONTINUE] = "continue", [LM_DECIDE_SWITCHOVER] = "switchover",
 		[LM_DECIDE_FORCE] = "force", [LM_DECIDE_ABORT] = "abort",
+		[LM_DECIDE_POSTCOPY] = "postcopy",
 	};
 
-	return (unsigned)kind < 4 ? names[kind] : "continue";
+	return (unsigned)kind < sizeof(names) / sizeof(names[0]) ? names[kind] : "continue";
 }
 
 static void add_error(struct json_object *to, const struct lm_error *err)
@@ -147,6 +148,20 @@ static void add_decision(struct json_object *o, const struct lm_decision *d)
 	add_text(o, "reason", d->reason);
 }
 
+static void add_postcopy(struct json_object *o, const struct lm_postcopy_stats *p)
+{
+	add_uint(o, "left_pages", p->left_pages);
+	add_uint(o, "missing_pages", p->missing_pages);
+	add_uint(o, "bytes", p->bytes);
+	add_uint(o, "faults", p->faults);
+	add_int(o, "fault_p50_ns", p->fault_p50_ns);
+	add_int(o, "fault_p99_ns", p->fault_p99_ns);
+	add_int(o, "fault_max_ns", p->fault_max_ns);
+	add_int(o, "waited_ns", p->waited_ns);
+	add_int(o, "duration_ns", p->duration_ns);
+	add_uint(o, "recoveries", p->recoveries);
+}
+
 static void add_blackout(struct json_object *to, const struct lm_blackout *b)
 {
 	struct json_object *o = json_object_new_object();
@@ -182,6 +197,12 @@ static void add_summary(struct json_object *o, const struct lm_summary *s)
 	add_int(o, "copying_ns", s->copying_ns);
 	add_int(o, "cpu_ns", s->cpu_ns);
 	add_blackout(o, &s->blackout);
+	if (s->postcopy.used) {
+		struct json_object *postcopy = json_object_new_object();
+
+		add_postcopy(postcopy, &s->postcopy);
+		json_object_object_add(o, "postcopy", postcopy);
+	}
 }
 
 static struct json_object *from_event(const struct lm_event *e)
@@ -190,10 +211,10 @@ static struct json_object *from_event(const struct lm_event *e)
 		[LM_EVENT_LOG] = "log", [LM_EVENT_LISTENING] = "listening",
 		[LM_EVENT_OPENED] = "opened", [LM_EVENT_PROGRESS] = "progress",
 		[LM_EVENT_ROUND] = "round", [LM_EVENT_DECISION] = "decision",
-		[LM_EVENT_STAGE] = "stage", [LM_EVENT_COMPLETED] = "completed",
+		[LM_EVENT_POSTCOPY] = "postcopy", [LM_EVENT_STAGE] = "stage", [LM_EVENT_COMPLETED] = "completed",
 	};
 
-	return begin((unsigned)e->type < 8 ? names[e->type] : "unknown", e->time_ns);
+	return begin((unsigned)e->type < sizeof(names) / sizeof(names[0]) ? names[e->type] : "unknown", e->time_ns);
 }
 
 char *cli_json_event(const struct lm_event *e)
@@ -222,6 +243,9 @@ char *cli_json_event(const struct lm_event *e)
 		break;
 	case LM_EVENT_DECISION:
 		add_decision(o, &e->u.decision);
+		break;
+	case LM_EVENT_POSTCOPY:
+		add_postcopy(o, &e->u.postcopy);
 		break;
 	case LM_EVENT_STAGE:
 		add_text(o, "name", e->u.stage.name);

@@ -18,6 +18,7 @@ static bool is_empty(const struct lm_summary *s)
 		return !s->guest_runs_here;
 	case LM_OUTCOME_COMPLETED:
 	case LM_OUTCOME_IN_DOUBT:
+	case LM_OUTCOME_INTERRUPTED:
 		break;
 	}
 	return false;

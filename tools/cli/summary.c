@@ -19,6 +19,8 @@ enum cli_exit cli_exit_code(enum lm_outcome outcome)
 		return CLI_EXIT_IN_DOUBT;
 	case LM_OUTCOME_VM_LOST:
 		return CLI_EXIT_VM_LOST;
+	case LM_OUTCOME_INTERRUPTED:
+		return CLI_EXIT_INTERRUPTED;
 	case LM_OUTCOME_NONE:
 	case LM_OUTCOME_ABORTED:
 		break;

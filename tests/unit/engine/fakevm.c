@@ -281,6 +281,7 @@ struct lm_vm *fakevm_new(struct fakevm_state *st)
 
 	f->base.ops = &fake_ops;
 	f->base.rescue_fd = st->exit_pipe[1];
+	f->base.pid = getpid();
 	f->base.pidfd = st->exit_pipe[0];
 	f->st = st;
 	f->state_fd = -1;

@@ -198,7 +198,7 @@ static void the_bandwidth_cap_is_kept_within_a_factor(void **state)
 	(void)state;
 	memset(g->src.regions[2].host, 0x5a, 4096 * LM_PAGE_SIZE);
 	lm_bitmap_set_range(&g->todo.maps[2], 0, 4096);
-	g->copier.max_bytes_per_s = 32u << 20; /* 16 MiB: half a second */
+	g->copier.throttle.max_bytes_per_s = 32u << 20; /* 16 MiB: half a second */
 	begin = lm_now_ns();
 	assert_copied(g, 0);
 	took = lm_now_ns() - begin;
@@ -216,7 +216,7 @@ static void a_pause_does_not_save_up_bandwidth(void **state)
 
 	(void)state;
 	memset(g->src.regions[2].host, 0x5a, 4096 * LM_PAGE_SIZE);
-	g->copier.max_bytes_per_s = 64u << 20;
+	g->copier.throttle.max_bytes_per_s = 64u << 20;
 	lm_bitmap_set_range(&g->todo.maps[2], 0, 64);
 	assert_int_equal(rig_copy(g, &err), 0);
 	unit_sleep_ms(300);
@@ -253,7 +253,7 @@ static int copy_with(struct rig *g, unsigned lane, enum rig_fault fault, unsigne
 	rig_fill(g, 4);
 	rig_reuse_dest(g, 5);
 	rig_all(g);
-	g->copier.max_bytes_per_s = SHARED;
+	g->copier.throttle.max_bytes_per_s = SHARED;
 	g->fault[lane] = fault;
 	g->fault_write[lane] = write;
 	redos = rig_copy(g, &err);
@@ -384,7 +384,7 @@ static bool two_die_in_turn(void)
 	rig_fill(g, 9);
 	rig_reuse_dest(g, 10);
 	rig_all(g);
-	g->copier.max_bytes_per_s = SHARED;
+	g->copier.throttle.max_bytes_per_s = SHARED;
 	g->fault[0] = RIG_LOSE;
 	lm_copier_start(&g->copier, &g->todo, &g->holes);
 	r = lm_copier_finish(&g->copier, &dropped, &err);
@@ -504,7 +504,7 @@ static void stop_ends_a_copy_that_waits_for_bandwidth(void **state)
 	(void)state;
 	memset(g->src.regions[2].host, 1, 4096 * LM_PAGE_SIZE);
 	rig_all(g);
-	g->copier.max_bytes_per_s = 1000; /* hours */
+	g->copier.throttle.max_bytes_per_s = 1000; /* hours */
 	lm_copier_start(&g->copier, &g->todo, &g->holes);
 	unit_sleep_ms(30);
 	begin = lm_now_ns();

@@ -172,6 +172,58 @@ static void a_file_that_cannot_be_mapped_is_named(void **state)
 	lm_ram_fini(&ram);
 }
 
+/* ---- zeros ---- */
+
+static uint64_t bit(unsigned i)
+{
+	return UINT64_C(1) << i;
+}
+
+static void zeros_are_found_and_no_hole_is_filled(void **state)
+{
+	struct lm_ram ram = ram_new(128 * LM_PAGE_SIZE, 3 * LM_PAGE_SIZE, 0);
+	struct lm_region *r = &ram.regions[0];
+	struct lm_error err = { 0 };
+	uint64_t before;
+
+	(void)state;
+	assert_ok(lm_ram_map(&ram, true, &err), err);
+	memset(r->host + 30 * LM_PAGE_SIZE, 0, 2 * LM_PAGE_SIZE); /* there, and zero */
+	r->host[31 * LM_PAGE_SIZE - 1] = 1;
+	write_at(r, 35); /* there, and not mapped */
+	write_at(r, 93);
+	before = blocks(r);
+	assert_true(lm_region_zeros(r, 30 * LM_PAGE_SIZE, 64) == ~(bit(0) | bit(5) | bit(63)));
+	assert_true(lm_region_zeros(r, 31 * LM_PAGE_SIZE, 1) == 1);
+	assert_true(lm_region_zeros(r, 93 * LM_PAGE_SIZE, 1) == 0);
+	assert_true(lm_region_zeros(r, 94 * LM_PAGE_SIZE, 34) == bit(34) - 1);
+	assert_int_equal(blocks(r), before);
+	lm_ram_fini(&ram);
+}
+
+static void zeros_of_huge_pages_are_found_and_no_hole_is_filled(void **state)
+{
+	struct lm_ram ram = ram_new(2 * HUGE, 0, MFD_HUGETLB);
+	struct lm_region *r = &ram.regions[0];
+	struct lm_error err = { 0 };
+	uint8_t *page;
+
+	(void)state;
+	page = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	if (page == MAP_FAILED) {
+		lm_ram_fini(&ram);
+		print_message("no huge pages to be had (vm.nr_hugepages)\n");
+		skip();
+	}
+	page[LM_PAGE_SIZE * 3 + 5] = 1; /* by another mapping: ours has not seen it */
+	munmap(page, HUGE);
+	assert_ok(lm_ram_map(&ram, false, &err), err);
+	assert_true(lm_region_zeros(r, 0, 64) == ~bit(3));
+	assert_true(lm_region_zeros(r, HUGE, 64) == UINT64_MAX);
+	assert_int_equal(blocks(r), HUGE / 512);
+	lm_ram_fini(&ram);
+}
+
 static void other_memory_is_not_the_same(void **state)
 {
 	struct lm_region a = { .name = "x", .size = 1 << 20, .page_size = 4096, .vm_addr = 1, .dev = 2, .ino = 3 };
@@ -270,6 +322,8 @@ int main(void)
 		cmocka_unit_test(a_descriptor_that_cannot_seek_is_an_error),
 		cmocka_unit_test(a_mapping_shows_the_file_from_its_offset),
 		cmocka_unit_test(a_file_that_cannot_be_mapped_is_named),
+		cmocka_unit_test(zeros_are_found_and_no_hole_is_filled),
+		cmocka_unit_test(zeros_of_huge_pages_are_found_and_no_hole_is_filled),
 		cmocka_unit_test(other_memory_is_not_the_same),
 		cmocka_unit_test(a_zeroed_ram_can_be_finished),
 		cmocka_unit_test(a_page_set_counts_over_all_regions),

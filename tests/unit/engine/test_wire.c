@@ -302,7 +302,8 @@ static void texts_that_are_too_long_are_cut_when_sent(void **state)
 
 static void opened_grants_at_most_what_was_asked(void **state)
 {
-	struct lm_opened opened = { .transport = "tcp", .token = { 1, 2, 3 }, .endpoint = { 9, 8, 7 }, .nlanes = 3 };
+	struct lm_opened opened = { .transport = "tcp", .token = { 1, 2, 3 }, .endpoint = { 9, 8, 7 }, .nlanes = 3,
+				    .postcopy = true };
 	struct lm_wire_opened o;
 	struct lm_opened got_opened;
 
@@ -329,7 +330,7 @@ static void a_bad_opened_is_refused(void **state)
 	for (size_t len = 0; len < sizeof(o); len++)
 		if (len != sizeof(o[0]))
 			assert_fails(lm_wire_get_opened(o, len, 1, &got_opened, &err), -EPROTO, err);
-	o[0].reserved = lm_le32(1);
+	o[0].flags = lm_le32(2);
 	assert_fails(lm_wire_get_opened(o, sizeof(o[0]), 1, &got_opened, &err), -EPROTO, err);
 }
 

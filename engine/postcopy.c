@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "clock.h"
+#include "session.h"
+
+#define EVENT_NS (200 * LM_NS_PER_MS)
+
+void lm_postcopy_event(struct lm_session *s, const struct lm_postcopy_stats *stats)
+{
+	struct lm_event e = { .type = LM_EVENT_POSTCOPY };
+	int64_t now = lm_now_ns();
+
+	if (now - s->pull.last_event_ns < EVENT_NS && stats->missing_pages)
+		return;
+	s->pull.last_event_ns = now;
+	e.u.postcopy = *stats;
+	lm_session_event(s, &e);
+}
+
+/* In a time that does not depend on where they differ. */
+bool lm_secret_equal(const uint8_t a[static LM_TOKEN_SIZE], const uint8_t b[static LM_TOKEN_SIZE])
+{
+	uint8_t differ = 0;
+
+	for (unsigned i = 0; i < LM_TOKEN_SIZE; i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
+}

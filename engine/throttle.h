@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A bandwidth cap that several threads share: a time up to which the allowance is
+ * spent.  Each thread books its bytes behind it and sleeps until its booking begins.
+ */
+#ifndef LM_THROTTLE_H
+#define LM_THROTTLE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct lm_throttle {
+	uint64_t max_bytes_per_s; /* 0: no limit */
+	_Atomic int64_t booked_ns;
+};
+
+/* Returns early when *stop becomes true. */
+void lm_throttle(struct lm_throttle *t, uint64_t bytes, const _Atomic bool *stop);
+
+#endif
