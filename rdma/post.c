@@ -121,7 +121,7 @@ void rd_sent(struct rd_lane *l, uint64_t upto, struct lm_poll_result *res)
 	while (l->completed < upto && l->completed < l->posted) {
 		const struct rd_note *n = &l->notes[l->completed % l->depth];
 
-		res->bytes += l->t->base.side == LM_SOURCE ? n->bytes : 0;
+		res->bytes += n->bytes;
 		l->stage_tail += n->staged;
 		l->msgs_completed += n->is_message;
 		l->fetched += n->ends_run && l->t->base.direction == LM_PULL;
