@@ -310,7 +310,8 @@ static int completed(struct rd_lane *l, const struct ibv_wc *wc, struct lm_poll_
 		return 0;
 	}
 	hear_cm(l);
-	if (l->closed)
+	/* An end in good order, unless something was still to be fetched. */
+	if (l->closed && (l->t->base.direction == LM_PUSH || wc->wr_id & RECV_BIT))
 		return 0;
 	if (wc->status == IBV_WC_WR_FLUSH_ERR || l->hung_up)
 		return rd_lane_error(l, 0, err, "in the middle");

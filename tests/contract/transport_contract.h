@@ -69,6 +69,12 @@ struct rig {
 	uint64_t size;
 	struct side src, dst;
 	struct pump pumps[LM_LANES_MAX];
+	struct guest {
+		void *(*fn)(void *);
+		void *arg;
+		pthread_t *thread;
+	} guests[4];
+	unsigned nguests;
 	/* LM_PULL: by whoever polls the destination's lane */
 	struct { uint64_t asked, whole, bytes; } fetch[LM_LANES_MAX];
 };
@@ -176,6 +182,8 @@ void an_orderly_close_is_told_from_a_cut(void **state);
  * they say goes over a wire.  The calling thread becomes the destination's.
  */
 void rig_namespaces(const char *source, const char *dest);
+/* To be started in the source's namespace when the destination listens. */
+void rig_before_open(struct rig *rig, void *(*fn)(void *), void *arg, pthread_t *ret);
 
 /* Suites; each returns the number of failed tests. */
 int transport_contract_tcp(void);

@@ -208,6 +208,20 @@ void rig_namespaces(const char *source, const char *dest)
 	enter(dest);
 }
 
+static void *guest_main(void *arg)
+{
+	struct guest *g = arg;
+
+	enter(source_netns);
+	return g->fn(g->arg);
+}
+
+void rig_before_open(struct rig *rig, void *(*fn)(void *), void *arg, pthread_t *ret)
+{
+	assert_true(rig->nguests < sizeof(rig->guests) / sizeof(rig->guests[0]));
+	rig->guests[rig->nguests++] = (struct guest){ fn, arg, ret };
+}
+
 static void *open_source(void *arg)
 {
 	struct rig *rig = arg;
@@ -238,6 +252,8 @@ void rig_connect(struct rig *rig)
 
 	if (lm_transport_listen(rig->dst.t, &rig->params[LM_DEST], rig->endpoint, &rig->dst.err))
 		fail_msg("listen: %s", rig->dst.err.msg);
+	for (unsigned i = 0; i < rig->nguests; i++)
+		assert_int_equal(pthread_create(rig->guests[i].thread, NULL, guest_main, &rig->guests[i]), 0);
 	assert_int_equal(pthread_create(&thread, NULL, open_source, rig), 0);
 	rig->dst.open_result = lm_transport_open(rig->dst.t, &rig->params[LM_DEST], &rig->dst.err);
 	pthread_join(thread, NULL);
