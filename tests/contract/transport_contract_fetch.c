@@ -38,7 +38,7 @@ void fetched_runs_arrive_at_their_place_and_nowhere_else(void **state)
 	expect_data(rig, 1, 7 * PAGE, 50 * PAGE);
 	expect_byte(rig, 1, 57 * PAGE, 7 * PAGE, OLD_BYTE);
 	pump_stop(rig, 0);
-	assert_int_equal(rig->pumps[0].bytes, 55 * PAGE);
+	assert_int_equal(rig->pumps[0].bytes, rig->backend->rdma ? 0 : 55 * PAGE);
 	if (rig->backend->listen)
 		assert_int_equal(rig->fetch[0].bytes, 55 * PAGE);
 	rig_free(rig);
@@ -153,7 +153,7 @@ void fetched_zeros_and_holes_leave_no_page_on_either_side(void **state)
 		assert_int_equal(fetch_runs(rig, 0, &one, 1), 0);
 		assert_int_equal(fetch_runs(rig, 0, many, N), 0);
 		assert_int_equal(rig->fetch[0].whole, (pass + 1) * (N + 1));
-		for (unsigned i = 0; i < 2; i++) {
+		for (unsigned i = 0; i < 2 && !rig->backend->rdma; i++) { /* a device sees no holes */
 			assert_int_equal(file_bytes(&rig->dst.region[i], 0, N * PAGE), data * PAGE);
 			assert_int_equal(file_bytes(&rig->src.region[i], 0, N * PAGE), at_source[i]);
 		}
@@ -161,7 +161,8 @@ void fetched_zeros_and_holes_leave_no_page_on_either_side(void **state)
 	expect_mixed(rig, 0, N);
 	expect_mixed(rig, 1, N);
 	pump_stop(rig, 0);
-	assert_int_equal(rig->pumps[0].bytes, 4 * data * PAGE);
+	if (!rig->backend->rdma)
+		assert_int_equal(rig->pumps[0].bytes, 4 * data * PAGE);
 	rig_free(rig);
 }
 
@@ -173,9 +174,12 @@ void a_large_hole_is_fetched_without_a_byte_of_data(void **state)
 	punch(&rig->src.region[0], PAGE, 64 * MIB - PAGE);
 	pump_start(rig, 0);
 	assert_int_equal(fetch_runs(rig, 0, &run, 1), 0);
-	assert_int_equal(file_bytes(&rig->src.region[0], 0, 64 * MIB), PAGE);
-	assert_int_equal(file_bytes(&rig->dst.region[0], 0, 64 * MIB), PAGE);
+	if (!rig->backend->rdma) {
+		assert_int_equal(file_bytes(&rig->src.region[0], 0, 64 * MIB), PAGE);
+		assert_int_equal(file_bytes(&rig->dst.region[0], 0, 64 * MIB), PAGE);
+	}
 	expect_byte(rig, 0, 0, PAGE, OLD_BYTE);
+	expect_byte(rig, 0, PAGE, 64 * MIB - PAGE, 0);
 	pump_stop(rig, 0);
 	assert_int_equal(rig->pumps[0].bytes, 0);
 	rig_free(rig);
@@ -206,7 +210,8 @@ void hugetlbfs_is_fetched_and_its_holes_stay(void **state)
 	expect_byte(rig, 0, 2 * MIB + 2 * PAGE, 2 * MIB - 2 * PAGE, OLD_BYTE);
 	expect_byte(rig, 1, 0, 4 * MIB, 0);
 	assert_int_equal(fstat(rig->src.region[1].fd, &st), 0);
-	assert_int_equal(st.st_blocks * 512, 4 * MIB); /* the guards, nothing more */
+	if (!rig->backend->rdma)
+		assert_int_equal(st.st_blocks * 512, 4 * MIB); /* the guards, nothing more */
 	rig_free(rig);
 }
 

@@ -301,7 +301,7 @@ static struct lm_stream *dest_by_hand(struct rig *rig)
 	say(s, &welcome, sizeof(welcome));
 	pthread_join(thread, NULL);
 	assert_int_equal(rig->src.open_result, 0);
-	rig_add_regions(&rig->src);
+	rig_add_regions(rig, &rig->src);
 	return s;
 }
 
