@@ -12,7 +12,8 @@
 
 #define MAGIC "LMPOSTC"
 #define VERSION 1
-#define DIE_TIMEOUT_NS (10 * LM_NS_PER_S)
+
+int64_t lm_pcstate_patience_ns = 10 * LM_NS_PER_S;
 
 /* A directory that is ours and nobody else can write to. */
 static bool private_dir(const char *path)
@@ -67,7 +68,7 @@ static uint64_t start_of(int32_t pid)
 
 static int lock(struct lm_pcstate *st, struct lm_error *err)
 {
-	int64_t deadline = lm_deadline_after(DIE_TIMEOUT_NS);
+	int64_t deadline = lm_deadline_after(lm_pcstate_patience_ns);
 	struct timespec nap = { 0, 10 * LM_NS_PER_MS };
 
 	while (flock(st->fd, LOCK_EX | LOCK_NB)) {
@@ -152,6 +153,13 @@ static int write_new(struct lm_pcstate *st, const struct lm_pcstate_head *h, str
 	return r;
 }
 
+static bool has_a_name(const struct lm_pcstate *st)
+{
+	struct stat sb;
+
+	return fstat(st->fd, &sb) || sb.st_nlink;
+}
+
 static int open_locked(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, int flags, struct lm_error *err)
 {
 	int r;
@@ -161,10 +169,15 @@ static int open_locked(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid,
 	r = state_path(st->path, sizeof(st->path), side, vm_pid, err);
 	if (r)
 		return r;
-	st->fd = open(st->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
-	if (st->fd < 0)
-		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot open %s", st->path);
-	return lock(st, err);
+	do {
+		lm_close_fd(&st->fd);
+		st->fd = open(st->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+		if (st->fd < 0)
+			return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot open %s", st->path);
+		r = lock(st, err);
+		/* While we waited its owner may have been done, and removed it: then it is not the one at this path. */
+	} while (!r && !has_a_name(st));
+	return r;
 }
 
 int lm_pcstate_create(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, const struct lm_ram *ram,
@@ -177,7 +190,29 @@ int lm_pcstate_create(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, 
 	if (r)
 		return r;
 	fill_head(h, side, vm_pid, ram);
-	return write_new(st, h, err);
+	r = write_new(st, h, err);
+	if (r)
+		unlink(st->path); /* half a state is of no use to anybody */
+	return r;
+}
+
+static bool region_valid(const struct lm_pcstate_region *r)
+{
+	return r->size && r->size <= LM_REGION_SIZE_MAX && r->page_size >= LM_PAGE_SIZE &&
+	       !(r->page_size & (r->page_size - 1)) && !(r->size % r->page_size);
+}
+
+/* Where fill_head() has put them. */
+static bool bitmaps_valid(const struct lm_pcstate_head *h)
+{
+	uint64_t at = (sizeof(*h) + LM_PAGE_SIZE - 1) / LM_PAGE_SIZE * LM_PAGE_SIZE;
+
+	for (unsigned i = 0; i < h->nregions; i++) {
+		if (h->regions[i].bitmap != (h->side == LM_DEST ? at : 0))
+			return false;
+		at += lm_bitmap_nwords(h->regions[i].size >> LM_PAGE_SHIFT) * 8;
+	}
+	return true;
 }
 
 static bool head_valid(const struct lm_pcstate *st, const struct lm_pcstate_head *h, enum lm_side side)
@@ -187,16 +222,15 @@ static bool head_valid(const struct lm_pcstate *st, const struct lm_pcstate_head
 	    h->nlanes >= LM_LANES_MAX)
 		return false;
 	for (unsigned i = 0; i < h->nregions; i++)
-		if (!h->regions[i].size || h->regions[i].size > LM_REGION_SIZE_MAX ||
-		    h->regions[i].bitmap > st->size || h->regions[i].bitmap % 8)
+		if (!region_valid(&h->regions[i]))
 			return false;
-	return file_size(h) == st->size;
+	return file_size(h) == st->size && bitmaps_valid(h);
 }
 
 /* An engine that is dying holds no lock any more, but perhaps still its devices. */
 static int await_end(const struct lm_pcstate_head *h, struct lm_error *err)
 {
-	int64_t deadline = lm_deadline_after(DIE_TIMEOUT_NS);
+	int64_t deadline = lm_deadline_after(lm_pcstate_patience_ns);
 	struct timespec nap = { 0, 10 * LM_NS_PER_MS };
 
 	while (h->engine_pid != getpid() && start_of(h->engine_pid) == h->engine_start) {

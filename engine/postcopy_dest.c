@@ -317,8 +317,7 @@ static int take_recover(struct lm_session *s, struct lm_error *err)
 	if (!r)
 		r = open_lanes(s, err);
 	if (!r)
-		r = lm_control_expect(&s->control, LM_MSG_POSTCOPY_KEYS, &msg,
-				      lm_deadline_after(2 * s->opt.peer_timeout_ns), err);
+		r = lm_session_expect(s, LM_MSG_POSTCOPY_KEYS, &msg, s->opt.peer_timeout_ns, LM_NO_DEADLINE, err);
 	if (!r)
 		r = bind_keys(s, &msg, err);
 	if (!r)

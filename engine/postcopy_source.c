@@ -137,8 +137,8 @@ int lm_postcopy_prepare(struct lm_session *s, struct lm_error *err)
 		r = lm_control_send(&s->control, LM_MSG_POSTCOPY, &postcopy, sizeof(postcopy),
 				    lm_session_peer_deadline(s), err);
 	if (!r)
-		r = lm_control_expect(&s->control, LM_MSG_POSTCOPY_OPENED, &msg,
-				      lm_deadline_after(s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns), err);
+		r = lm_session_expect(s, LM_MSG_POSTCOPY_OPENED, &msg, s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns,
+				      s->src.deadline_ns, err);
 	if (!r)
 		r = open_lanes(s, &msg, err);
 	if (!r)

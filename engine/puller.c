@@ -14,6 +14,8 @@
 /* The background: runs of this size, and so many bytes on the way per lane ... */
 #define RUN_PAGES 64
 #define WINDOW_BYTES (UINT64_C(512) << 10)
+/* (and so many runs of zeros cleared between two looks at the lane) */
+#define CLEAR_RUNS 16
 /* ... unless a thread of the guest waits: then it must not wait behind more than one small run. */
 #define RUN_PAGES_WAITING 16
 #define WINDOW_BYTES_WAITING (UINT64_C(64) << 10)
@@ -149,6 +151,8 @@ static void lane_end(struct lm_puller *p, unsigned lane)
 	while (l->done < l->put)
 		lm_arrival_give_back(&p->arrival, run_at(l, l->done++));
 	l->bytes = 0;
+	if (atomic_load(&p->stop_background))
+		lm_err_clear(&l->error); /* lm_puller_down() has shut it: that says nothing about who failed */
 	if (!l->error.code)
 		return;
 	atomic_store(&p->lost, true);
@@ -160,6 +164,7 @@ static void lane_end(struct lm_puller *p, unsigned lane)
 static bool refill(struct lm_puller *p, unsigned lane)
 {
 	struct lm_pull_lane *l = &p->lanes[lane];
+	unsigned cleared = 0;
 	struct lm_run run;
 
 	for (;;) {
@@ -171,11 +176,14 @@ static bool refill(struct lm_puller *p, unsigned lane)
 			return true;
 		if (!lm_arrival_claim_next(&p->arrival, waiting ? RUN_PAGES_WAITING : RUN_PAGES, &run))
 			return l->put != l->done;
-		if (run.kind == LM_RUN_ZERO) {
-			clear_run(p, &run);
+		if (run.kind == LM_RUN_DATA) {
+			lane_put(p, lane, &run);
 			continue;
 		}
-		lane_put(p, lane, &run);
+		clear_run(p, &run);
+		/* What is on its way must not wait until all zeros are cleared, nor must who wants us to stop. */
+		if (++cleared >= CLEAR_RUNS && (l->put != l->done || atomic_load(&p->stop_background)))
+			return true;
 	}
 }
 

@@ -112,6 +112,19 @@ int64_t lm_session_peer_deadline(const struct lm_session *s)
 	return deadline;
 }
 
+int lm_session_expect(struct lm_session *s, enum lm_msg_type type, struct lm_msg *msg, int64_t silence_ns,
+		      int64_t limit_ns, struct lm_error *err)
+{
+	int64_t begin = lm_now_ns(), silent;
+	int r;
+
+	do {
+		silent = (s->control.last_heard_ns > begin ? s->control.last_heard_ns : begin) + silence_ns;
+		r = lm_control_expect(&s->control, type, msg, lm_deadline_min(silent, limit_ns), err);
+	} while (r == -ETIMEDOUT && lm_now_ns() < limit_ns && lm_now_ns() < s->control.last_heard_ns + silence_ns);
+	return r;
+}
+
 int64_t lm_session_vm_deadline(const struct lm_session *s)
 {
 	return lm_deadline_after(s->opt.qmp_timeout_ns);

@@ -203,6 +203,12 @@ struct lm_keepalive {
 };
 int lm_keepalive_start(struct lm_keepalive *k, struct lm_control *control, struct lm_error *err);
 void lm_keepalive_stop(struct lm_keepalive *k); /* takes one that was not started if stop_fd is -1 */
+/*
+ * An answer of a peer that may be registering memory meanwhile: it is waited for while it
+ * gives a sign of life at least every silence_ns, at most until limit_ns.
+ */
+int lm_session_expect(struct lm_session *s, enum lm_msg_type type, struct lm_msg *msg, int64_t silence_ns,
+		      int64_t limit_ns, struct lm_error *err);
 /* Deadline for one answer of the peer. */
 int64_t lm_session_peer_deadline(const struct lm_session *s);
 int64_t lm_session_vm_deadline(const struct lm_session *s);

@@ -46,8 +46,8 @@ static int prepare(struct lm_session *s, struct lm_error *err)
 		r = lm_postcopy_prepare(s, err);
 	if (!r)
 		r = lm_control_send(&s->control, LM_MSG_PREPARE, NULL, 0, lm_session_peer_deadline(s), err);
-	return r ? r : lm_control_expect(&s->control, LM_MSG_PREPARED, &msg,
-					 lm_deadline_after(s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns), err);
+	return r ? r : lm_session_expect(s, LM_MSG_PREPARED, &msg, s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns,
+					 s->src.deadline_ns, err);
 }
 
 static int pause_start(struct lm_session *s, struct lm_error *err)

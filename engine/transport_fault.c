@@ -97,7 +97,11 @@ static int fault_open(struct lm_transport *t, const struct lm_transport_params *
 static int fault_region_add(struct lm_transport *t, unsigned index, const struct lm_region *region,
 			    struct lm_key *ret_key, struct lm_error *err)
 {
-	fault_of(t)->host[index] = region->host;
+	struct fault *f = fault_of(t);
+
+	f->host[index] = region->host;
+	if (f->o.action == LM_FAULT_REGISTER)
+		sleep_ms(f->o.delay_ms);
 	return lm_transport_region_add(fault_of(t)->inner, region, ret_key, err);
 }
 
@@ -303,10 +307,10 @@ static int parse_action(const char *text, struct lm_fault_options *o)
 	};
 	uint64_t ms;
 
-	if (!strncmp(text, "delay=", 6)) {
-		if (parse_number(text + 6, &ms) || ms > 3600000)
+	if (!strncmp(text, "delay=", 6) || !strncmp(text, "register=", 9)) {
+		if (parse_number(strchr(text, '=') + 1, &ms) || ms > 3600000)
 			return -EINVAL;
-		o->action = LM_FAULT_DELAY;
+		o->action = *text == 'd' ? LM_FAULT_DELAY : LM_FAULT_REGISTER;
 		o->delay_ms = (unsigned)ms;
 		return 0;
 	}

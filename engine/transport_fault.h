@@ -7,6 +7,7 @@
  *	action=cut       the lane is shut
  *	action=cut-all   all lanes are shut
  *	action=delay=MS  the call takes so much longer
+ *	action=register=MS  registering a region takes so much longer
  *	action=corrupt   active side: one data run arrives as zeros, and nobody is told
  *	action=truncate  active side: the last page of one data run never goes out (LM_PULL: never comes)
  *	action=stray     active side: a run outside of the region goes out (LM_PULL: is asked for) besides
@@ -26,7 +27,7 @@
 
 enum lm_fault_action {
 	LM_FAULT_NONE, LM_FAULT_CUT, LM_FAULT_CUT_ALL, LM_FAULT_DELAY, LM_FAULT_CORRUPT,
-	LM_FAULT_TRUNCATE, LM_FAULT_STRAY,
+	LM_FAULT_TRUNCATE, LM_FAULT_STRAY, LM_FAULT_REGISTER,
 };
 
 struct lm_fault_options {

@@ -81,6 +81,43 @@ static void small(const uint8_t *p, size_t len)
 		assert(load >= 0 && resume >= 0);
 }
 
+static struct lm_region left_regions[2] = { { .size = 70 * LM_PAGE_SIZE }, { .size = LM_PAGE_SIZE } };
+
+static void left_extent(void *opaque, unsigned region, uint64_t first, uint64_t n, bool zero)
+{
+	uint64_t npages = lm_region_npages(&left_regions[region]);
+
+	(void)opaque;
+	(void)zero;
+	assert(n && first < npages && n <= npages - first);
+}
+
+static void left(const uint8_t *p, size_t len)
+{
+	const struct lm_ram ram = { .regions = left_regions, .nregions = 2 };
+	bool end;
+
+	lm_wire_get_left(p, len, &ram, left_extent, NULL, &end, &err);
+}
+
+static void postcopy_opened(const uint8_t *p, size_t len)
+{
+	uint8_t secret[LM_TOKEN_SIZE];
+	struct lm_opened opened;
+
+	if (!lm_wire_get_postcopy_opened(p, len, 3, &opened, secret, &err))
+		assert(opened.nlanes == 3 && strlen(opened.transport) < sizeof(opened.transport));
+}
+
+static void missing(const uint8_t *p, size_t len)
+{
+	struct lm_postcopy_stats s;
+
+	if (!lm_wire_get_missing(p, len, &s, &err))
+		assert(s.fault_p50_ns >= 0 && s.fault_p99_ns >= 0 && s.fault_max_ns >= 0 && s.waited_ns >= 0 &&
+		       s.duration_ns >= 0);
+}
+
 static void abort_message(const uint8_t *p, size_t len)
 {
 	char text[40];
@@ -96,6 +133,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static void (*const decoders[])(const uint8_t *p, size_t len) = {
 		header, hello, open_message, opened, ready, resident, small, abort_message,
+		left, postcopy_opened, missing,
 	};
 	uint8_t *copy;
 

@@ -320,6 +320,7 @@ int rig_copy(struct rig *g, struct lm_error *err)
 	uint64_t dropped;
 	int r, redos = 0;
 
+	lm_pageset_clear_all(&g->lost);
 	lm_copier_start(&g->copier, &g->todo, &g->holes);
 	while ((r = lm_copier_finish(&g->copier, &dropped, err)) == 1) {
 		assert_true(dropped != 0 && dropped >> RIG_LANES == 0);
@@ -327,6 +328,5 @@ int rig_copy(struct rig *g, struct lm_error *err)
 		lm_copier_redo(&g->copier, dropped, &g->lost);
 		redos++;
 	}
-	lm_pageset_clear_all(&g->lost);
 	return r ? r : redos;
 }

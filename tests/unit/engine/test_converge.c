@@ -223,6 +223,84 @@ static void huge_numbers_stay_positive_and_finite(void **state)
 	assert_true(strlen(d.reason) < sizeof(d.reason));
 }
 
+/* ---- post-copy ---- */
+
+static struct lm_converge hybrid(void)
+{
+	struct lm_converge c = converge(LM_STALL_ABORT, 0);
+
+	c.can_postcopy = true;
+	learn(&c, 1u << 30);
+	return c;
+}
+
+static void rounds_go_on_while_they_save_a_quarter(void **state)
+{
+	struct lm_converge c = hybrid();
+	uint64_t dirty = 1u << 22;
+
+	(void)state;
+	assert_int_equal(decide(&c, 1, dirty).kind, LM_DECIDE_CONTINUE); /* nothing to compare with */
+	for (unsigned round = 2; round < 8; round++) {
+		dirty = dirty * 70 / 100;
+		assert_int_equal(decide(&c, round, dirty).kind, LM_DECIDE_CONTINUE);
+	}
+	dirty = dirty * 80 / 100;
+	assert_int_equal(decide(&c, 8, dirty).kind, LM_DECIDE_POSTCOPY);
+}
+
+static void a_guest_that_writes_more_is_not_waited_for(void **state)
+{
+	struct lm_converge c = hybrid();
+	struct lm_decision d;
+
+	(void)state;
+	decide(&c, 1, 1u << 20);
+	d = decide(&c, 2, 1u << 21);
+	assert_int_equal(d.kind, LM_DECIDE_POSTCOPY);
+	assert_non_null(strstr(d.reason, "pay"));
+	assert_non_null(strstr(d.reason, "2097152 pages"));
+}
+
+static void without_leave_for_postcopy_nothing_leads_to_it(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+
+	(void)state;
+	learn(&c, 1u << 30);
+	c.postcopy_now = true;
+	for (unsigned round = 1; round < 20; round++)
+		assert_int_equal(decide(&c, round, 1u << 22).kind, LM_DECIDE_CONTINUE);
+}
+
+static void asked_for_it_comes_at_once_unless_it_is_not_needed(void **state)
+{
+	struct lm_converge c = hybrid();
+	struct lm_decision d;
+
+	(void)state;
+	c.postcopy_now = true;
+	d = decide(&c, 1, 1u << 22);
+	assert_int_equal(d.kind, LM_DECIDE_POSTCOPY);
+	assert_non_null(strstr(d.reason, "asked"));
+	c = hybrid();
+	c.postcopy_now = true;
+	assert_int_equal(decide(&c, 1, 1).kind, LM_DECIDE_SWITCHOVER);
+}
+
+/* The policy for a stall is for guests that have no other way out. */
+static void postcopy_comes_before_what_is_done_on_stall(void **state)
+{
+	struct lm_converge c = hybrid();
+
+	(void)state;
+	for (unsigned round = 1; round < 20; round++) {
+		enum lm_decision_kind kind = decide(&c, round, 1u << 22).kind;
+
+		assert_true(kind == (round == 1 ? LM_DECIDE_CONTINUE : LM_DECIDE_POSTCOPY));
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -239,6 +317,11 @@ int main(void)
 		cmocka_unit_test(small_or_impossible_rounds_teach_nothing),
 		cmocka_unit_test(throughput_follows_the_link_smoothly),
 		cmocka_unit_test(huge_numbers_stay_positive_and_finite),
+		cmocka_unit_test(rounds_go_on_while_they_save_a_quarter),
+		cmocka_unit_test(a_guest_that_writes_more_is_not_waited_for),
+		cmocka_unit_test(without_leave_for_postcopy_nothing_leads_to_it),
+		cmocka_unit_test(asked_for_it_comes_at_once_unless_it_is_not_needed),
+		cmocka_unit_test(postcopy_comes_before_what_is_done_on_stall),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

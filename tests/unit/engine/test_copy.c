@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The copier: what arrives, what is left out, what is never read, and lanes that die. */
 #include <poll.h>
+#include <pthread.h>
 #include <unistd.h>
 #include "unit.h"
 #include "copyrig.h"
@@ -514,6 +515,71 @@ static void stop_ends_a_copy_that_waits_for_bandwidth(void **state)
 	rig_free(g);
 }
 
+/* What was not begun is told, page by page: what was done and the rest are all of it. */
+static void assert_interrupted(struct rig *g)
+{
+	struct lm_pageset rest;
+	uint64_t all = lm_pageset_count(&g->todo);
+	struct lm_copy_totals before = totals(g), after;
+	int r;
+
+	lm_pageset_init(&rest, &g->src);
+	r = rig_copy(g, &err);
+	if (r < 0)
+		fail_msg("%s", err.msg);
+	lm_copier_rest(&g->copier, &rest);
+	after = totals(g);
+	for (unsigned region = 0; region < RIG_REGIONS; region++)
+		for (uint64_t p = 0; p < lm_region_npages(&g->src.regions[region]); p++) {
+			bool left = lm_bitmap_test(&rest.maps[region], p);
+
+			if (left)
+				assert_true(lm_bitmap_test(&g->todo.maps[region], p));
+			else if (lm_bitmap_test(&g->todo.maps[region], p))
+				assert_memory_equal(rig_page(&g->src, region, p), rig_page(&g->dst, region, p), LM_PAGE_SIZE);
+		}
+	/* A chunk that died with its lane may have been counted in part. */
+	assert_true(after.done_pages - before.done_pages + lm_pageset_count(&rest) >= all);
+	if (!r)
+		assert_int_equal(after.done_pages - before.done_pages + lm_pageset_count(&rest), all);
+	/* The next job is a whole one again. */
+	assert_true(rig_copy(g, &err) >= 0);
+	assert_true(rig_equal(g));
+	lm_pageset_fini(&rest);
+}
+
+static void *interrupt_main(void *arg)
+{
+	struct rig *g = arg;
+
+	while (!totals(g).done_pages)
+		;
+	lm_copier_interrupt(&g->copier);
+	return NULL;
+}
+
+static void an_interrupted_copy_tells_what_it_has_not_begun(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 6; i++) {
+		struct rig *g = rig_new(i & 1);
+		pthread_t t;
+
+		rig_fill(g, i + 1);
+		rig_reuse_dest(g, i + 2);
+		rig_all(g);
+		g->copier.throttle.max_bytes_per_s = 60u << 20;
+		if (i >= 2) { /* with a lane that dies; late, so that it may be after the interrupt, too */
+			g->fault[1] = i & 2 ? RIG_FAIL : RIG_LOSE;
+			g->fault_write[1] = i / 2;
+		}
+		pthread_create(&t, NULL, interrupt_main, g);
+		assert_interrupted(g);
+		pthread_join(t, NULL);
+		rig_free(g);
+	}
+}
+
 static void more_memory_than_chunks_can_count_is_refused(void **state)
 {
 	struct lm_ram ram = { .nregions = LM_REGIONS_MAX, .regions = calloc(LM_REGIONS_MAX, sizeof(*ram.regions)) };
@@ -556,6 +622,7 @@ int main(void)
 		cmocka_unit_test(without_a_lane_left_the_copy_fails),
 		cmocka_unit_test(stop_ends_a_copy_that_is_stuck),
 		cmocka_unit_test(stop_ends_a_copy_that_waits_for_bandwidth),
+		cmocka_unit_test(an_interrupted_copy_tells_what_it_has_not_begun),
 		cmocka_unit_test(more_memory_than_chunks_can_count_is_refused),
 	};
 

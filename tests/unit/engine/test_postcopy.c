@@ -926,6 +926,35 @@ static void strangers_do_not_end_the_wait_for_the_source(void **state)
 	pair_free(p);
 }
 
+static void cut_once(struct pair *p, const struct lm_event *e)
+{
+	if (e->type == LM_EVENT_POSTCOPY && e->u.postcopy.missing_pages && !p->count++)
+		relay_cut(p->relay);
+}
+
+/* Whoever is at it pings: neither the opening, nor the switchover, nor a recovery fails for it. */
+static void registering_memory_may_take_longer_than_the_peer_timeout(void **state)
+{
+	struct fakevm_config c = small;
+	struct pair *p;
+
+	(void)state;
+	c.nregions = 1;
+	p = pair_new(&c);
+	p->src_opt.max_bandwidth_bytes_per_s = 4u << 20;
+	p->nap_every = 1;
+	p->nap_ms = 50;
+	p->src_opt.peer_timeout_ns = p->dst_opt.peer_timeout_ns = 1300 * LM_NS_PER_MS;
+	p->src_opt.qmp_timeout_ns = p->dst_opt.qmp_timeout_ns = 100 * LM_NS_PER_MS;
+	p->on_dst = cut_once;
+	setenv("LM_TRANSPORT_FAULT", "action=register=1800", 1);
+	pair_run(p);
+	unsetenv("LM_TRANSPORT_FAULT");
+	assert_postcopied(p);
+	assert_int_equal(p->dst_sum.postcopy.recoveries, 1);
+	pair_free(p);
+}
+
 /* After a recovery, as before, there is nothing that a cancel could undo. */
 static void cut_then_cancel(struct pair *p, const struct lm_event *e)
 {
@@ -1052,6 +1081,7 @@ static const struct CMUnitTest network[] = {
 	cmocka_unit_test(a_peer_that_stays_away_interrupts_and_new_engines_go_on),
 	cmocka_unit_test(pages_that_cannot_be_shown_interrupt_and_can_be_gone_on_with),
 	cmocka_unit_test(a_cancel_has_no_effect_after_commit),
+	cmocka_unit_test(registering_memory_may_take_longer_than_the_peer_timeout),
 };
 
 static const struct CMUnitTest liars[] = {

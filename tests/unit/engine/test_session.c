@@ -183,6 +183,22 @@ static void discarded_memory_reads_as_zero_at_the_destination(void **state)
 	pair_free(p);
 }
 
+/* Teeth: without the look for holes the destination keeps what the guest has given back. */
+static void without_looking_for_discarded_memory_it_stays(void **state)
+{
+	struct pair *p = pair_new(&small);
+
+	(void)state;
+	fakevm_fill(p->a, 100, 3);
+	p->on_round = punch_after_first_round;
+	setenv("LM_BREAK", "discard", 1);
+	pair_run(p);
+	unsetenv("LM_BREAK");
+	assert_int_equal(p->src_ret, 0);
+	assert_false(fakevm_ram_equal(p->a, p->b));
+	pair_free(p);
+}
+
 static void holes_stay_holes_on_both_sides(void **state)
 {
 	struct fakevm_config c = small;
@@ -272,6 +288,21 @@ static void memory_plugged_meanwhile_is_noticed(void **state)
 	assert_stayed(p, LM_OUTCOME_ABORTED);
 	assert_non_null(strstr(p->src_err.msg, "plugged"));
 	assert_int_equal(p->a->resumes, 0); /* noticed before the guest was paused */
+	pair_free(p);
+}
+
+/* Teeth: without that check a guest is moved without the memory that it was given. */
+static void without_a_look_at_the_layout_plugged_memory_is_lost(void **state)
+{
+	struct pair *p = pair_new(&small);
+
+	(void)state;
+	p->a->config.layout_changes = true;
+	setenv("LM_BREAK", "layout", 1);
+	pair_run(p);
+	unsetenv("LM_BREAK");
+	assert_int_equal(p->src_ret, 0);
+	assert_true(p->b->running);
 	pair_free(p);
 }
 
@@ -457,12 +488,14 @@ int main(void)
 		cmocka_unit_test(verify_agrees),
 		cmocka_unit_test(old_content_of_the_destination_is_replaced),
 		cmocka_unit_test(discarded_memory_reads_as_zero_at_the_destination),
+		cmocka_unit_test(without_looking_for_discarded_memory_it_stays),
 		cmocka_unit_test(holes_stay_holes_on_both_sides),
 		cmocka_unit_test(failure_before_commit_leaves_the_guest_at_the_source),
 		cmocka_unit_test(half_a_guest_is_ended_at_the_destination),
 		cmocka_unit_test(a_refused_layout_touches_nothing),
 		cmocka_unit_test(another_machine_type_is_refused),
 		cmocka_unit_test(memory_plugged_meanwhile_is_noticed),
+		cmocka_unit_test(without_a_look_at_the_layout_plugged_memory_is_lost),
 		cmocka_unit_test(cancel_leaves_the_guest_at_the_source),
 		cmocka_unit_test(stall_aborts_when_told_to),
 		cmocka_unit_test(stall_forces_when_told_to),
