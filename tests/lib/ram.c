@@ -25,10 +25,12 @@
 static void add_file(struct rig_vm *vm, const char *dir, const char *id, uint64_t mb)
 {
 	struct rig_file *f = &vm->ram[vm->nram++];
+	int n;
 
 	snprintf(f->id, sizeof(f->id), "%s", id);
-	snprintf(f->path, sizeof(f->path), "%s/" SHM_PREFIX "%d-%u-%s-%s", dir, getpid(),
-		 vm->rig->serial, vm->name, id);
+	n = snprintf(f->path, sizeof(f->path), "%s/" SHM_PREFIX "%d-%u-%s-%s", dir, getpid(),
+		     vm->rig->serial, vm->name, id);
+	assert_true(n > 0 && (size_t)n < sizeof(f->path));
 	f->size = mb << 20;
 	f->fd = -1;
 }
