@@ -319,6 +319,12 @@ typedef void lm_check_fn(void *opaque, const struct lm_check *check);
 LM_API int lm_check_host(lm_check_fn *fn, void *opaque);
 
 /*
+ * What the transport of this name finds on this host (devices, ports, limits), no
+ * line when it needs nothing; lm_check_host() says it, too.  0 or -ENOENT.
+ */
+LM_API int lm_check_transport(const char *name, lm_check_fn *fn, void *opaque);
+
+/*
  * Whether the guest behind this QMP socket can be migrated; pid 0: found by itself.
  * Changes nothing.  Returns the number of LM_CHECK_FAIL lines, or a negative
  * errno (err filled) when the guest could not be asked.

@@ -330,6 +330,7 @@ static int recover(struct lm_session *s, struct lm_error *err)
 		if (!recover_once(s, lm_deadline_min(deadline, lm_deadline_after(LM_CONNECT_TIMEOUT_NS)), &e)) {
 			s->summary.postcopy.recoveries++;
 			s->pull.last_ping_ns = lm_now_ns();
+			s->control.cancel_fd = -1; /* there is no way back */
 			lm_session_log(s, LM_LOG_INFO, "post-copy: the destination is back");
 			return lm_session_stage(s, "recovered", err);
 		}

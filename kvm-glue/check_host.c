@@ -262,17 +262,6 @@ static void probe_kvm(struct lm_check *c)
 	       "guests run by emulation (TCG) only: load kvm_intel or kvm_amd, join group kvm");
 }
 
-static void probe_rdma(struct lm_check *c)
-{
-	char names[128];
-	unsigned n = entries_count("/sys/class/infiniband", "", names, sizeof(names));
-
-	found(c, "%s", n ? names : "none");
-	if (!n)
-		advise(c, LM_CHECK_ABSENT, "the rdma transport cannot be used, tcp is: install an RDMA NIC and "
-				"its driver, or `rdma link add rxe0 type rxe netdev IFACE` for a software one");
-}
-
 static void probe_numa(struct lm_check *c)
 {
 	char names[128];
@@ -320,7 +309,6 @@ static const struct probe probes[] = {
 	{ "huge pages of 1 GiB", probe_huge_1g },
 	{ "transparent huge pages for shared memory", probe_shmem_thp },
 	{ "KVM", probe_kvm },
-	{ "RDMA devices", probe_rdma },
 	{ "NUMA nodes", probe_numa },
 };
 
@@ -335,5 +323,7 @@ LM_API int lm_check_host(lm_check_fn *fn, void *opaque)
 		failures += c.status == LM_CHECK_FAIL;
 		fn(opaque, &c);
 	}
+	for (const char *const *name = lm_transport_names(); *name; name++)
+		lm_check_transport(*name, fn, opaque);
 	return failures;
 }

@@ -35,6 +35,9 @@ struct backend {
 	const char *send;       /* LM_TCP_SEND */
 	const char *place;      /* LM_TCP_PLACE */
 	bool decorated;         /* inside a fault decorator that does nothing */
+	bool rdma;
+	enum lm_pin pin;
+	bool pinned;            /* pages of the destination stay allocated */
 };
 
 struct side {
@@ -59,11 +62,19 @@ struct pump {
 struct rig {
 	const struct backend *backend;
 	struct lm_transport_params params[2]; /* by enum lm_side */
+	uint8_t endpoint[LM_ENDPOINT_SIZE];
+	struct lm_key keys[RIG_REGIONS];      /* of the passive side */
 	char address[256];
 	int listen_fd;
 	uint64_t size;
 	struct side src, dst;
 	struct pump pumps[LM_LANES_MAX];
+	struct guest {
+		void *(*fn)(void *);
+		void *arg;
+		pthread_t *thread;
+	} guests[4];
+	unsigned nguests;
 	/* LM_PULL: by whoever polls the destination's lane */
 	struct { uint64_t asked, whole, bytes; } fetch[LM_LANES_MAX];
 };
@@ -78,7 +89,8 @@ void rig_set_direction(struct rig *rig, enum lm_direction direction);
 /* Open both ends, each in its thread, and make the regions known; asserts success. */
 void rig_connect(struct rig *rig);
 void rig_make_transports(struct rig *rig);
-void rig_add_regions(struct side *s);
+/* The passive side first: the other needs its keys. */
+void rig_add_regions(struct rig *rig, struct side *s);
 /* Checks the guards, closes, frees. */
 void rig_free(struct rig *rig);
 
@@ -164,6 +176,14 @@ void shut_from_another_thread_ends_a_waiting_poll(void **state);
 void nothing_lands_after_shut_at_the_destination(void **state);
 void nothing_lands_after_close_at_the_destination(void **state);
 void an_orderly_close_is_told_from_a_cut(void **state);
+
+/*
+ * Where the two ends live: network namespaces ("" or NULL: this one), so that what
+ * they say goes over a wire.  The calling thread becomes the destination's.
+ */
+void rig_namespaces(const char *source, const char *dest);
+/* To be started in the source's namespace when the destination listens. */
+void rig_before_open(struct rig *rig, void *(*fn)(void *), void *arg, pthread_t *ret);
 
 /* Suites; each returns the number of failed tests. */
 int transport_contract_tcp(void);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include "stream.h"
@@ -144,6 +145,11 @@ void rig_make_transports(struct rig *rig)
 		assert_int_equal(lm_transport_loop_new(&rig->src.t, &rig->dst.t), 0);
 		return;
 	}
+	if (b->rdma) {
+		rig->src.t = lm_transport_find("rdma")->make();
+		rig->dst.t = lm_transport_find("rdma")->make();
+		return;
+	}
 	if (lm_stream_listen(b->listen, false, &rig->listen_fd, rig->address, &err))
 		fail_msg("%s", err.msg);
 	rig->src.t = tcp_make(b);
@@ -178,34 +184,76 @@ struct rig *rig_new(const struct backend *b, unsigned nlanes, uint64_t size, boo
 		rig->params[side] = (struct lm_transport_params){
 			.side = (enum lm_side)side, .nlanes = nlanes, .token = "a token, secret",
 			.listen_fd = rig->listen_fd, .peer = rig->address, .cancel_fd = -1,
-			.deadline_ns = lm_now_ns() + 20 * LM_NS_PER_S,
+			.deadline_ns = lm_now_ns() + 20 * LM_NS_PER_S, .insecure = b->rdma, .pin = b->pin,
+			.endpoint = rig->endpoint,
 		};
 	return rig;
+}
+
+static const char *source_netns;
+
+static void enter(const char *netns)
+{
+	int fd = netns && *netns ? open(netns, O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd >= 0) {
+		assert_int_equal(setns(fd, CLONE_NEWNET), 0);
+		close(fd);
+	}
+}
+
+void rig_namespaces(const char *source, const char *dest)
+{
+	source_netns = source;
+	enter(dest);
+}
+
+static void *guest_main(void *arg)
+{
+	struct guest *g = arg;
+
+	enter(source_netns);
+	return g->fn(g->arg);
+}
+
+void rig_before_open(struct rig *rig, void *(*fn)(void *), void *arg, pthread_t *ret)
+{
+	assert_true(rig->nguests < sizeof(rig->guests) / sizeof(rig->guests[0]));
+	rig->guests[rig->nguests++] = (struct guest){ fn, arg, ret };
 }
 
 static void *open_source(void *arg)
 {
 	struct rig *rig = arg;
 
+	enter(source_netns);
 	rig->src.open_result = lm_transport_open(rig->src.t, &rig->params[LM_SOURCE], &rig->src.err);
 	return NULL;
 }
 
-void rig_add_regions(struct side *s)
+void rig_add_regions(struct rig *rig, struct side *s)
 {
-	struct lm_key key;
+	struct lm_key unused;
 
 	for (unsigned i = 0; i < RIG_REGIONS; i++) {
-		assert_int_equal(lm_transport_region_add(s->t, &s->region[i], &key, &s->err), 0);
-		if (lm_transport_is_active(s->t))
-			assert_int_equal(lm_transport_region_bind(s->t, i, &key, &s->err), 0);
+		bool active = lm_transport_is_active(s->t);
+
+		if (lm_transport_region_add(s->t, &s->region[i], active ? &unused : &rig->keys[i], &s->err))
+			fail_msg("%s", s->err.msg);
+		if (active && lm_transport_region_bind(s->t, i, &rig->keys[i], &s->err))
+			fail_msg("%s", s->err.msg);
 	}
 }
 
 void rig_connect(struct rig *rig)
 {
 	pthread_t thread;
+	bool push;
 
+	if (lm_transport_listen(rig->dst.t, &rig->params[LM_DEST], rig->endpoint, &rig->dst.err))
+		fail_msg("listen: %s", rig->dst.err.msg);
+	for (unsigned i = 0; i < rig->nguests; i++)
+		assert_int_equal(pthread_create(rig->guests[i].thread, NULL, guest_main, &rig->guests[i]), 0);
 	assert_int_equal(pthread_create(&thread, NULL, open_source, rig), 0);
 	rig->dst.open_result = lm_transport_open(rig->dst.t, &rig->params[LM_DEST], &rig->dst.err);
 	pthread_join(thread, NULL);
@@ -213,8 +261,9 @@ void rig_connect(struct rig *rig)
 		fail_msg("destination: %s", rig->dst.err.msg);
 	if (rig->src.open_result)
 		fail_msg("source: %s", rig->src.err.msg);
-	rig_add_regions(&rig->dst);
-	rig_add_regions(&rig->src);
+	push = rig->params[LM_SOURCE].direction == LM_PUSH;
+	rig_add_regions(rig, push ? &rig->dst : &rig->src);
+	rig_add_regions(rig, push ? &rig->src : &rig->dst);
 }
 
 void rig_set_direction(struct rig *rig, enum lm_direction direction)

@@ -64,7 +64,7 @@ struct lm_stream *rig_by_hand(struct rig *rig)
 	assert_int_equal(rig->dst.open_result, 0);
 	assert_int_equal(lm_stream_recv_all(s, &f, sizeof(f), lm_now_ns() + LM_NS_PER_S, -1, &err), 0);
 	assert_int_equal(lm_le32_get(f.type), TCP_WELCOME);
-	rig_add_regions(&rig->dst);
+	rig_add_regions(rig, &rig->dst);
 	return s;
 }
 
@@ -329,7 +329,7 @@ static void a_second_lane_with_the_same_number_is_hung_up_on(void **state)
 	pthread_join(thread, NULL);
 	assert_int_equal(rig->dst.open_result, 0);
 	assert_int_equal(lm_stream_recv_all(other, &f, sizeof(f), lm_now_ns() + LM_NS_PER_S, -1, &err), 0);
-	rig_add_regions(&rig->dst);
+	rig_add_regions(rig, &rig->dst);
 	assert_int_equal(dest_poll_until_error(rig, 0, 50, &err), 0); /* the first is not hurt */
 	lm_stream_close(first);
 	lm_stream_close(second);

@@ -30,6 +30,8 @@ enum cli_exit {
 
 enum cli_shell { CLI_SHELL_NONE, CLI_SHELL_BASH, CLI_SHELL_ZSH };
 
+#define CLI_RAILS_MAX 10
+
 /* What the command line said; filled by cli_options_parse(). */
 struct cli_settings {
 	struct lm_options lm;
@@ -40,6 +42,7 @@ struct cli_settings {
 	const char *listen, *to; /* recover: one of them; the others say it in lm.address */
 	bool recovering;         /* the guest has been switched over before we came */
 	int completion;        /* enum cli_shell */
+	const char *rails[CLI_RAILS_MAX]; /* lm.rails */
 	char *const *words;    /* what follows the options, NULL-ended */
 };
 
@@ -57,6 +60,7 @@ enum cli_kind {
 	CLI_ADDRESS,   /* const char *, "HOST:PORT" */
 	CLI_CHOICE,    /* int: index in choices */
 	CLI_TRANSPORT, /* const char *: "auto" or one of lm_transport_names() */
+	CLI_RAIL,      /* struct lm_options: one more of its rails; may be repeated */
 };
 
 struct cli_option {

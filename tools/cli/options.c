@@ -113,6 +113,22 @@ static int parse_path(const struct cli_option *o, const char *text, const char *
 	return 0;
 }
 
+/* Shape only: "DEVICE[:PORT[:GID]]"; the engine knows which there are. */
+static int parse_rail(const struct cli_option *o, const char *text, struct cli_settings *settings,
+		      struct lm_error *err)
+{
+	struct lm_options *lm = &settings->lm;
+	size_t len = strcspn(text, ":");
+
+	if (!len || len >= 64 || text[len + strspn(text + len, ":0123456789")])
+		return cli_invalid(err, "--%s: '%s' is not DEVICE[:PORT[:GID]], such as mlx5_0:1", o->name, text);
+	if (lm->nrails == CLI_RAILS_MAX)
+		return cli_invalid(err, "--%s: at most %d of them", o->name, CLI_RAILS_MAX);
+	settings->rails[lm->nrails++] = text;
+	lm->rails = settings->rails;
+	return 0;
+}
+
 static int parse_units(const struct cli_option *o, const char *text, void *at, struct lm_error *err)
 {
 	char why[256];
@@ -180,6 +196,8 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
 		return parse_choice(o, text, at, err);
 	case CLI_TRANSPORT:
 		return parse_transport(o, text, at, err);
+	case CLI_RAIL:
+		return parse_rail(o, text, settings, err);
 	}
 	return cli_invalid(err, "--%s: of unknown kind", o->name);
 }

@@ -44,7 +44,14 @@
 	{ .name = "insecure", .kind = CLI_FLAG, .offset = AT(lm.insecure), \
 	  .help = "allow a network that others can reach: nothing is encrypted or authenticated yet" }
 
-/* By the values of enum lm_on_stall, enum lm_postcopy and enum cli_shell. */
+#define OPTION_RAIL \
+	{ .name = "rail", .kind = CLI_RAIL, .argument = "DEV[:PORT[:GID]]", .offset = AT(lm), \
+	  .help = "use this RDMA device (may be repeated); all that reach the other host when not given" }
+#define OPTION_PIN \
+	{ .name = "pin", .kind = CLI_CHOICE, .argument = "HOW", .offset = AT(lm.pin), .choices = pin, \
+	  .help = "how the guest's memory is registered with RDMA devices: auto, all, chunk, or odp" }
+
+/* By the values of enum lm_on_stall, enum lm_postcopy, enum lm_pin and enum cli_shell. */
 static const char *const on_stall[] = {
 	[LM_STALL_WAIT] = "wait", [LM_STALL_FORCE] = "force", [LM_STALL_ABORT] = "abort", NULL,
 };
@@ -53,6 +60,9 @@ static const char *const postcopy[] = {
 };
 static const char *const postcopy_allowed[] = { /* a destination can only refuse it */
 	[LM_POSTCOPY_AUTO] = "auto", [LM_POSTCOPY_NEVER] = "never", NULL,
+};
+static const char *const pin[] = {
+	[LM_PIN_AUTO] = "auto", [LM_PIN_ALL] = "all", [LM_PIN_CHUNK] = "chunk", [LM_PIN_ODP] = "odp", NULL,
 };
 static const char *const shells[] = {
 	[CLI_SHELL_NONE] = "", [CLI_SHELL_BASH] = "bash", [CLI_SHELL_ZSH] = "zsh", NULL,
@@ -70,6 +80,8 @@ static const struct cli_option send_options[] = {
 	  .help = "connections (and threads) that carry pages; chosen by the CPUs when not given" },
 	{ .name = "transport", .kind = CLI_TRANSPORT, .argument = "NAME", .offset = AT(lm.transport),
 	  .help = "what carries the pages: auto, or one that 'transports' lists" },
+	OPTION_RAIL,
+	OPTION_PIN,
 	OPTION_TIMEOUT("give up when the guest has not been stopped by then"),
 	{ .name = "on-stall", .kind = CLI_CHOICE, .argument = "WHAT", .offset = AT(lm.on_stall),
 	  .choices = on_stall,
@@ -102,6 +114,8 @@ static const struct cli_option receive_options[] = {
 	OPTION_QMP(false, "QMP socket of the waiting QEMU; with --: where to make it"),
 	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 64,
 	  .help = "agree to no more connections for pages" },
+	OPTION_RAIL,
+	OPTION_PIN,
 	OPTION_TIMEOUT("give up when no source has come by then"),
 	OPTION_PEER_TIMEOUT,
 	{ .name = "postcopy", .kind = CLI_CHOICE, .argument = "WHEN", .offset = AT(lm.postcopy),

@@ -130,8 +130,10 @@ void cli_summary_table(enum cli_side side, const struct lm_summary *s, FILE *to)
 				cli_bytes_format(s->existing_pages * 4096, a, sizeof(a)));
 		fputc('\n', to);
 	}
-	traffic(s, to);
-	speed(s, to);
+	if (s->rounds || !s->postcopy.used) {
+		traffic(s, to);
+		speed(s, to);
+	}
 	cli_summary_blackout(&s->blackout, to);
 	cli_summary_postcopy(&s->postcopy, to);
 }
