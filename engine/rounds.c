@@ -163,6 +163,28 @@ static void progress(struct lm_session *s, int64_t now)
 	lm_session_event(s, &e);
 }
 
+/* By a person, or by the clock: neither waits for the end of a round. */
+static bool postcopy_asked(const struct lm_session *s, int64_t now_ns)
+{
+	return atomic_load_explicit(&s->postcopy_asked, memory_order_relaxed) ||
+	       (s->opt.postcopy_after_ns && now_ns - s->started_ns >= s->opt.postcopy_after_ns);
+}
+
+static void switch_early(struct lm_session *s)
+{
+	struct lm_source *src = &s->src;
+
+	if (s->pull.allowed) {
+		if (src->may_stop)
+			lm_copier_interrupt(&src->copier);
+	} else if (!src->denied) {
+		src->denied = true;
+		lm_session_log(s, LM_LOG_WARN, "post-copy was asked for, but %s: going on without it",
+			       s->opt.postcopy == LM_POSTCOPY_NEVER ? "it is not allowed here" : s->opt.verify ?
+			       "--verify excludes it" : "the destination does not allow it, or cannot do it");
+	}
+}
+
 /* What has to be looked at while lanes work: the peer, the user, the clock, the VM. */
 static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 {
@@ -182,8 +204,8 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 	if (!r && src->asked_ns > s->control.last_heard_ns && now - src->asked_ns > s->opt.peer_timeout_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
 			   (double)s->opt.peer_timeout_ns / 1e9);
-	if (src->may_stop && atomic_load_explicit(&s->postcopy_asked, memory_order_relaxed) && s->pull.allowed)
-		lm_copier_interrupt(&src->copier);
+	if (postcopy_asked(s, now))
+		switch_early(s);
 	if (!r && !src->pause_begun && now > src->deadline_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "not ready to switch over within --timeout");
 	if (!r && src->pause_begun && now > src->deadline_ns)
@@ -421,9 +443,8 @@ static bool postcopy_due(const struct lm_session *s, unsigned round)
 {
 	const struct lm_options *o = &s->opt;
 
-	return o->postcopy == LM_POSTCOPY_NOW || atomic_load(&s->postcopy_asked) ||
-	       (o->postcopy_after_rounds && round >= o->postcopy_after_rounds) ||
-	       (o->postcopy_after_ns && lm_now_ns() - s->started_ns >= o->postcopy_after_ns);
+	return o->postcopy == LM_POSTCOPY_NOW || postcopy_asked(s, lm_now_ns()) ||
+	       (o->postcopy_after_rounds && round >= o->postcopy_after_rounds);
 }
 
 static int decide(struct lm_session *s, const struct lm_round *round, struct lm_decision *d, struct lm_error *err)

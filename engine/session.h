@@ -38,6 +38,7 @@ struct lm_source {
 	bool pause_begun, commit_sent;
 	bool postcopy; /* decided: pages will stay behind */
 	bool may_stop; /* the copy that runs may be interrupted: another scan, and a decision, follow */
+	bool denied;   /* it was said that post-copy, which was asked for, cannot be */
 	unsigned round;
 	uint64_t round_pages, round_done0;
 };

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include "linux.h"
 
 static void run_script(struct rig *rig, const char *const *argv)
@@ -58,4 +59,24 @@ struct rig_config linux_config(const char *initrd, const char *append, const cha
 	for (unsigned i = 0; devices[i] && i + 3 < RIG_ARGS_MAX; i++)
 		c.extra[2 + i] = devices[i];
 	return c;
+}
+
+struct rig_proc *linux_slow_disk(struct rig *rig, char file[RIG_PATH_MAX])
+{
+	static unsigned serial;
+	char dir[RIG_PATH_MAX];
+	const char *const argv[] = { LINUX_SLOWFS, "--size-mib", "64", "--delay-ms", "60", dir, NULL };
+	int64_t end = rig_now_ms() + RIG_WAIT_MS;
+	struct rig_proc *p;
+	struct stat st;
+
+	rig_path(rig, dir, "slow%u", ++serial);
+	rig_path(rig, file, "slow%u/disk", serial);
+	assert_int_equal(mkdir(dir, 0700), 0);
+	p = rig_spawn(rig, "slowfs", argv, NULL, -1);
+	while (stat(file, &st) < 0) {
+		if (rig_proc_ended(p, 10) || rig_now_ms() > end)
+			rig_skip(rig, "cannot mount with FUSE");
+	}
+	return p;
 }

@@ -14,4 +14,10 @@ void linux_prepare_or_skip(struct rig *rig, char initrd[RIG_PATH_MAX]);
 /* devices: QEMU's arguments for them, NULL-terminated; strings stay the caller's. */
 struct rig_config linux_config(const char *initrd, const char *append, const char *const *devices);
 
+/*
+ * Mounts slowfs (60 ms) and returns the path of its disk.  Within rig_private_mounts(), so
+ * that the mount goes with the test.  Returns the process; skips the test without FUSE.
+ */
+struct rig_proc *linux_slow_disk(struct rig *rig, char file[RIG_PATH_MAX]);
+
 #endif

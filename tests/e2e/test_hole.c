@@ -8,31 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include "linux.h"
 
 #define CHECK_MS	60000
 #define TRIES		3
-
-/* The mount goes with the namespace. */
-static void mount_slow_disk(struct rig *rig, char file[RIG_PATH_MAX])
-{
-	static unsigned serial;
-	char dir[RIG_PATH_MAX];
-	const char *const argv[] = { LINUX_SLOWFS, "--size-mib", "64", "--delay-ms", "60", dir, NULL };
-	int64_t end = rig_now_ms() + RIG_WAIT_MS;
-	struct rig_proc *p;
-	struct stat st;
-
-	rig_path(rig, dir, "slow%u", ++serial);
-	rig_path(rig, file, "slow%u/disk", serial);
-	assert_int_equal(mkdir(dir, 0700), 0);
-	p = rig_spawn(rig, "slowfs", argv, NULL, -1);
-	while (stat(file, &st) < 0) {
-		if (rig_proc_ended(p, 10) || rig_now_ms() > end)
-			rig_skip(rig, "cannot mount with FUSE");
-	}
-}
 
 #define WORKLOAD "wl.mb=16 wl.rate=200 wl.reads=6 wl.pages=8 wl.pool=64 wl.disk=/dev/vda"
 
@@ -45,7 +24,7 @@ static long long move(struct rig *rig, const char *initrd, const char *breaks)
 	struct rig_config c;
 	long long bad;
 
-	mount_slow_disk(rig, disk);
+	linux_slow_disk(rig, disk);
 	snprintf(drive, sizeof(drive), "file=%s,if=none,id=d0,format=raw,cache=none,aio=threads", disk);
 	c = linux_config(initrd, LINUX_APPEND WORKLOAD, (const char *[]){
 		"-drive", drive, "-device", "virtio-blk-pci,drive=d0", NULL });

@@ -5,8 +5,8 @@
  * RAM in flight for as long as a test needs it.
  *
  * direct_io: the page cache would answer a second read at once, and O_DIRECT
- * reads go straight into the caller's (the guest's) pages.  Writes are taken
- * and forgotten.
+ * reads go straight into the caller's (the guest's) pages.  Writes are compared
+ * with the pattern, and refused where they differ.
  */
 #define FUSE_USE_VERSION 312
 #include <fuse3/fuse.h>
@@ -116,13 +116,26 @@ static int fs_read(const char *path, char *buf, size_t len, off_t at,
 	return (int)len;
 }
 
+/* Nothing is kept: whole blocks must be what the disk holds anyway. */
 static int fs_write(const char *path, const char *buf, size_t len, off_t at,
 		    struct fuse_file_info *f)
 {
+	uint64_t words[PATTERN_WORDS];
+
 	(void)path;
-	(void)buf;
-	(void)at;
 	(void)f;
+	if (at % PATTERN_BLOCK)
+		return (int)len;
+	for (size_t n = 0; n + PATTERN_BLOCK <= len; n += PATTERN_BLOCK) {
+		uint64_t block = ((uint64_t)at + n) / PATTERN_BLOCK;
+
+		memcpy(words, buf + n, PATTERN_BLOCK);
+		if (pattern_ok(words, block))
+			continue;
+		fprintf(stderr, "slowfs: block %llu was written with something else\n",
+			(unsigned long long)block);
+		return -EIO;
+	}
 	return (int)len;
 }
 

@@ -75,7 +75,10 @@ static bool option(struct config *c, const char *arg)
 	return take(arg, "mb", &c->mb) || take(arg, "rate", &c->rate) ||
 	       take(arg, "reads", &c->reads) || take(arg, "pages", &c->pages) ||
 	       take(arg, "pool", &c->pool_mb) ||
-	       take(arg, "pause", &c->pause_ms);
+	       take(arg, "pause", &c->pause_ms) ||
+	       take(arg, "writes", &c->writes) ||
+	       take(arg, "threads", &c->threads) ||
+	       take(arg, "storm", &c->storm_mb);
 }
 
 /* No echo, or the log would show commands as if the guest had said them. */
@@ -95,15 +98,17 @@ static void obey(const char *line)
 		hole_check();
 	else if (!strcmp(line, "report\n"))
 		hole_report();
+	else if (!strcmp(line, "writes\n"))
+		write_report();
 	else
-		say("UNKNOWN command, there are: check report");
+		say("UNKNOWN command, there are: check report writes");
 }
 
 int main(int argc, char **argv)
 {
 	struct config c = {
 		.mb = 32, .rate = 500, .pages = 8, .pool_mb = 32,
-		.disk = "/dev/nvme0n1",
+		.storm_mb = 32, .disk = "/dev/nvme0n1",
 	};
 	char line[LINE];
 
@@ -116,6 +121,10 @@ int main(int argc, char **argv)
 		dirty_start(&c);
 	if (c.reads)
 		hole_start(&c);
+	if (c.writes)
+		write_start(&c);
+	if (c.threads)
+		storm_start(&c);
 	say("READY mb=%llu reads=%llu", (unsigned long long)c.mb,
 	    (unsigned long long)c.reads);
 	for (;;) {

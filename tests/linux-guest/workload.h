@@ -13,6 +13,9 @@ struct config {
 	uint64_t pages;		/* per read */
 	uint64_t pool_mb;	/* memory to read into */
 	uint64_t pause_ms;	/* of a reader between two reads */
+	uint64_t writes;	/* disk writes in flight; 0: none */
+	uint64_t threads;	/* that touch pages at full speed; 0: none */
+	uint64_t storm_mb;	/* memory for them */
 	const char *disk;
 };
 
@@ -26,6 +29,13 @@ void *get_memory(uint64_t bytes);
 
 /* dirty.c: runs for ever in a thread of its own. */
 void dirty_start(const struct config *c);
+
+/* storm.c: threads that never end. */
+void storm_start(const struct config *c);
+
+/* write.c */
+void write_start(const struct config *c);
+void write_report(void);
 
 /* hole.c */
 void hole_start(const struct config *c);
