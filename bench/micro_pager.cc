@@ -246,15 +246,28 @@ void BM_Gib(benchmark::State &state)
 	}
 }
 
-BENCHMARK(BM_Fault)->Iterations(3)->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_Gib)->Name("arm, all mapped")->Arg(kArmMapped)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_Gib)->Name("arm, nothing mapped")->Arg(kArmEmpty)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_Gib)->Name("place")->Arg(kPlace)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_Gib)->Name("place page by page")->Arg(kPlaceSingly)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_Gib)->Name("place what is placed")->Arg(kPlaceAgain)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_Gib)->Name("place holes")->Arg(kPlaceHoles)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
-BENCHMARK(BM_Gib)->Name("finish")->Arg(kFinish)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
+void Gib(const char *name, What what)
+{
+	benchmark::RegisterBenchmark(name, BM_Gib)
+		->Arg(what)->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
+}
 
 } // namespace
 
-BENCHMARK_MAIN();
+int main(int argc, char **argv)
+{
+	benchmark::RegisterBenchmark("fault", BM_Fault)->Iterations(3)->Unit(benchmark::kMillisecond);
+	Gib("arm, all mapped", kArmMapped);
+	Gib("arm, nothing mapped", kArmEmpty);
+	Gib("place", kPlace);
+	Gib("place page by page", kPlaceSingly);
+	Gib("place what is placed", kPlaceAgain);
+	Gib("place holes", kPlaceHoles);
+	Gib("finish", kFinish);
+	benchmark::Initialize(&argc, argv);
+	if (benchmark::ReportUnrecognizedArguments(argc, argv))
+		return 1;
+	benchmark::RunSpecifiedBenchmarks();
+	benchmark::Shutdown();
+	return 0;
+}

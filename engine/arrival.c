@@ -49,6 +49,17 @@ void lm_arrival_leave(struct lm_arrival *a, unsigned region, uint64_t first, uin
 		lm_bitmap_clear_range(&a->zero.maps[region], first, n);
 }
 
+/* Who was killed while he marked a huge page has not shown it: what is marked in part is not whole. */
+static void unmark_parts(struct lm_arrival *a, unsigned region)
+{
+	struct lm_bitmap *whole = &a->whole[region];
+	uint64_t unit = unit_of(a, region);
+
+	for (uint64_t first = 0; unit > 1 && first < whole->nbits; first += unit)
+		if (lm_bitmap_count_range(whole, first, unit) != unit)
+			lm_bitmap_clear_range(whole, first, unit);
+}
+
 void lm_arrival_resume(struct lm_arrival *a)
 {
 	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&a->mutex);
@@ -57,6 +68,7 @@ void lm_arrival_resume(struct lm_arrival *a)
 	for (unsigned i = 0; i < a->ram->nregions; i++) {
 		struct lm_bitmap *missing = &a->missing.maps[i];
 
+		unmark_parts(a, i);
 		lm_bitmap_set_range(missing, 0, missing->nbits);
 		for (uint64_t w = 0; w < lm_bitmap_nwords(missing->nbits); w++)
 			missing->words[w] &= ~a->whole[i].words[w];

@@ -225,13 +225,19 @@ static void copy_worker(void *ctx, unsigned lane)
 		lm_err_errno(&l->error, r, LM_SCOPE_LANE, "transport");
 }
 
-void lm_copier_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes)
+static void job_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes)
 {
 	c->todo = todo;
 	c->holes = holes;
 	atomic_store(&c->cursor, 0);
 	memset(c->owner, 0, c->nchunks);
 	lm_pool_start(c->pool, copy_worker, c);
+}
+
+void lm_copier_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes)
+{
+	atomic_store(&c->enough, false);
+	job_start(c, todo, holes);
 }
 
 void lm_copier_stop(struct lm_copier *c)
@@ -321,7 +327,7 @@ void lm_copier_redo(struct lm_copier *c, uint64_t dropped, struct lm_pageset *lo
 	for (unsigned i = 0; i < c->nlanes; i++)
 		if (dropped >> i & 1)
 			lm_err_clear(&c->lanes[i].error);
-	lm_copier_start(c, lost, c->holes);
+	job_start(c, lost, c->holes); /* interrupted as it was */
 }
 
 void lm_copier_totals(const struct lm_copier *c, struct lm_copy_totals *ret)

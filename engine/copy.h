@@ -55,7 +55,7 @@ struct lm_copier {
 	uint8_t *owner;                  /* per chunk: lane + 1 */
 	_Atomic uint32_t cursor;
 	_Atomic bool stop;
-	_Atomic bool enough;             /* no more chunks are begun */
+	_Atomic bool enough;             /* no more chunks are begun in this job */
 };
 
 /* Totals over all lanes since the copier was made. */
@@ -76,7 +76,7 @@ void lm_copier_fini(struct lm_copier *c); /* takes a zeroed one */
 void lm_copier_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes);
 /* From the session's thread: make the lanes give up soon. */
 void lm_copier_stop(struct lm_copier *c);
-/* From any thread: end this job and all later ones early, at the next chunk. */
+/* From any thread: end the job that runs early, at the next chunk. */
 void lm_copier_interrupt(struct lm_copier *c);
 /* After finish: add to rest what an interrupted job has not begun. */
 void lm_copier_rest(const struct lm_copier *c, struct lm_pageset *rest);

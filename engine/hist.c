@@ -18,7 +18,7 @@ static int64_t bucket_end(unsigned b)
 
 	if (b < LM_HIST_SUB)
 		return b;
-	return (int64_t)(((UINT64_C(1) << 4 | b % LM_HIST_SUB) + 1) << (top - 4)) - 1;
+	return (int64_t)((((UINT64_C(1) << 4 | b % LM_HIST_SUB) + 1) << (top - 4)) - 1);
 }
 
 void lm_hist_add(struct lm_hist *h, int64_t ns)
@@ -28,7 +28,7 @@ void lm_hist_add(struct lm_hist *h, int64_t ns)
 
 	h->buckets[b < LM_HIST_BUCKETS ? b : LM_HIST_BUCKETS - 1]++;
 	h->count++;
-	h->sum_ns += (int64_t)v;
+	h->sum_ns = (int64_t)v > INT64_MAX - h->sum_ns ? INT64_MAX : h->sum_ns + (int64_t)v;
 	if ((int64_t)v > h->max_ns)
 		h->max_ns = (int64_t)v;
 }

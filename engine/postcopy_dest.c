@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "cleanup.h"
 #include "session.h"
+#include "testhook.h"
 
 #define STATUS_NS (200 * LM_NS_PER_MS)
 /* Stretches of whole pages that the guest gets back at once, so that touching them costs nothing. */
@@ -165,9 +166,11 @@ int lm_postcopy_left(struct lm_session *s, const struct lm_msg *msg, struct lm_e
 	if (!s->pull.bound || s->pull.known)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent LEFT out of place");
 	r = lm_wire_get_left(msg->payload, msg->len, &s->ram, leave, s, &end, err);
-	if (r || !end)
+	if (r || (!end && !lm_broken("left-end")))
 		return r;
-	s->pull.known = true;
+	s->pull.known = end;
+	if (s->pull.puller.serving)
+		return 0;
 	r = lm_puller_serve(&s->pull.puller, err);
 	if (!r)
 		lm_puller_up(&s->pull.puller, s->pull.transport);
@@ -336,6 +339,7 @@ static int interrupted(struct lm_session *s, const struct lm_error *why, struct 
 static int recover(struct lm_session *s, struct lm_error *err)
 {
 	int64_t deadline = recover_deadline(s);
+	struct timespec nap = { 0, 10 * LM_NS_PER_MS };
 	const struct lm_error *lane;
 	struct lm_error e = *err;
 
@@ -352,11 +356,15 @@ static int recover(struct lm_session *s, struct lm_error *err)
 		if (r)
 			return r;
 		r = lm_dest_accept(s, deadline, &e);
-		if (r)
-			return e.scope == LM_SCOPE_VM ? (*err = e, r) : interrupted(s, &e, err);
-		r = take_recover(s, &e);
-		if (r) {
+		if (r && e.scope == LM_SCOPE_VM)
+			return *err = e, r;
+		if (r == -ETIMEDOUT || r == -ECANCELED || (r && lm_now_ns() > deadline))
+			return interrupted(s, &e, err);
+		if (!r)
+			r = take_recover(s, &e);
+		if (r) { /* a stranger, or the source was lost again */
 			lm_session_log(s, LM_LOG_WARN, "post-copy: %s: %s", s->peer, e.msg);
+			nanosleep(&nap, NULL);
 			continue;
 		}
 		s->summary.postcopy.recoveries++;
@@ -444,8 +452,10 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 	if (s->recovering)
 		r = lm_err(&e, -ENOTCONN, LM_SCOPE_SESSION, "its engine or ours ended");
 	for (;;) {
-		if (!r)
+		if (!r) {
 			r = fetch_rest(s, &e);
+			lm_session_forget_cancel(s);
+		}
 		if (!r || e.scope == LM_SCOPE_VM)
 			break;
 		r = recover(s, &e);
@@ -454,6 +464,9 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 		s->control.cancel_fd = -1;
 	}
 	if (r) {
+		/* The guest is here for good.  While its VM lives, somebody can go on with what is left. */
+		if (s->summary.outcome == LM_OUTCOME_NONE && !lm_session_vm_gone(s))
+			s->summary.outcome = LM_OUTCOME_INTERRUPTED;
 		*err = e;
 		return r;
 	}

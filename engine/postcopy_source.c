@@ -330,6 +330,7 @@ static int recover(struct lm_session *s, struct lm_error *err)
 		if (!recover_once(s, lm_deadline_min(deadline, lm_deadline_after(LM_CONNECT_TIMEOUT_NS)), &e)) {
 			s->summary.postcopy.recoveries++;
 			s->pull.last_ping_ns = lm_now_ns();
+			s->control.cancel_fd = -1; /* there is no way back */
 			lm_session_log(s, LM_LOG_INFO, "post-copy: the destination is back");
 			return lm_session_stage(s, "recovered", err);
 		}
@@ -348,6 +349,7 @@ int lm_postcopy_find(struct lm_session *s, struct lm_error *err)
 	int r;
 
 	s->pull.began_ns = lm_now_ns();
+	lm_session_forget_cancel(s);
 	r = recover(s, err);
 	if (r)
 		s->summary.outcome = LM_OUTCOME_NONE; /* the caller knows what it means */
@@ -364,8 +366,11 @@ int lm_postcopy_serve(struct lm_session *s, struct lm_error *err)
 	if (s->recovering)
 		r = lm_err(&e, -ENOTCONN, LM_SCOPE_SESSION, "its engine or ours ended");
 	for (;;) {
-		if (!r)
+		if (!r) {
+			s->control.cancel_fd = -1; /* there is no way back */
 			r = s->pull.whole ? 1 : answer(s, &e);
+			lm_session_forget_cancel(s);
+		}
 		if (r > 0)
 			break;
 		r = recover(s, &e);

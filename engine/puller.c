@@ -7,6 +7,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "puller.h"
+#include "testhook.h"
 
 #define POLL_MS 100
 #define FAULTS_AT_ONCE 64
@@ -60,13 +61,18 @@ static bool lane_has_room(const struct lm_pull_lane *l)
 
 static void finish_run(struct lm_puller *p, const struct lm_run *run)
 {
-	lm_arrival_whole(&p->arrival, run);
+	bool late = lm_broken("whole-first");
+
+	if (!late)
+		lm_arrival_whole(&p->arrival, run);
 	/*
 	 * Zeros are shown only to who waits for them: showing makes a hole real.  Whoever
 	 * comes after lm_arrival_whole() sees that by himself.
 	 */
 	if (run->kind == LM_RUN_DATA || atomic_load(&p->arrival.waiting))
 		show(p, run->region, run->offset >> LM_PAGE_SHIFT, run->len >> LM_PAGE_SHIFT);
+	if (late)
+		lm_arrival_whole(&p->arrival, run);
 	lm_arrival_shown(&p->arrival, run, lm_now_ns());
 	if (!lm_puller_missing(p))
 		signal_session(p);

@@ -127,7 +127,7 @@ static int scan_dirty(struct lm_session *s, struct lm_round *round, struct lm_er
 	if (s->ram.may_discard)
 		lm_pageset_clear_all(&src->absent);
 	r = scan_all(s, err);
-	for (unsigned i = 0; !r && s->ram.may_discard && i < s->ram.nregions; i++)
+	for (unsigned i = 0; !r && s->ram.may_discard && !lm_broken("discard") && i < s->ram.nregions; i++)
 		r = find_discarded(s, i, err);
 	if (r)
 		return r;
@@ -182,7 +182,7 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 	if (!r && src->asked_ns > s->control.last_heard_ns && now - src->asked_ns > s->opt.peer_timeout_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
 			   (double)s->opt.peer_timeout_ns / 1e9);
-	if (atomic_load_explicit(&s->postcopy_asked, memory_order_relaxed) && s->pull.allowed && !src->postcopy)
+	if (src->may_stop && atomic_load_explicit(&s->postcopy_asked, memory_order_relaxed) && s->pull.allowed)
 		lm_copier_interrupt(&src->copier);
 	if (!r && !src->pause_begun && now > src->deadline_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "not ready to switch over within --timeout");
@@ -303,8 +303,8 @@ static void round_account(struct lm_session *s, struct lm_round *round, const st
 	s->summary.rounds = round->round + 1;
 }
 
-/* Drain and copy what is in dirty. */
-static int round_copy(struct lm_session *s, struct lm_round *round, bool drain, struct lm_error *err)
+/* Drain and copy what is in dirty.  may_stop: what is not copied is looked at again before the guest stops. */
+static int round_copy(struct lm_session *s, struct lm_round *round, bool drain, bool may_stop, struct lm_error *err)
 {
 	struct lm_event e = { .type = LM_EVENT_ROUND };
 	struct lm_source *src = &s->src;
@@ -326,7 +326,9 @@ static int round_copy(struct lm_session *s, struct lm_round *round, bool drain, 
 	src->round_pages = round->dirty_pages;
 	src->round_done0 = before.done_pages;
 	begin = lm_now_ns();
+	src->may_stop = may_stop;
 	r = copy_todo(s, err);
+	src->may_stop = false;
 	round->copy_ns = lm_now_ns() - begin;
 	if (r)
 		return r;
@@ -410,7 +412,7 @@ int lm_precopy_first(struct lm_session *s, struct lm_error *err)
 	 * may be written before the next scan, which would not tell.
 	 */
 	if (!r && s->opt.postcopy != LM_POSTCOPY_NOW)
-		r = round_copy(s, &round, false, err);
+		r = round_copy(s, &round, false, true, err);
 	lm_pageset_clear_all(&s->src.holes);
 	return r;
 }
@@ -457,7 +459,7 @@ int lm_precopy_rounds(struct lm_session *s, struct lm_error *err)
 			r = decide(s, &round, &d, err);
 		/* What is left behind is read when the guest has stopped and its I/O has landed: no drain. */
 		if (!r && d.kind != LM_DECIDE_POSTCOPY)
-			r = round_copy(s, &round, true, err);
+			r = round_copy(s, &round, true, d.kind == LM_DECIDE_CONTINUE, err);
 		if (!r)
 			r = lm_session_stage(s, "precopy", err);
 		if (r)
@@ -484,7 +486,7 @@ int lm_precopy_last(struct lm_session *s, struct lm_error *err)
 		return r;
 	}
 	if (!r)
-		r = round_copy(s, &round, false, err); /* stopped and drained already */
+		r = round_copy(s, &round, false, false, err); /* stopped and drained already */
 	s->summary.blackout.last_copy_ns = round.copy_ns;
 	return r;
 }

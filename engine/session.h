@@ -37,6 +37,7 @@ struct lm_source {
 	int64_t stopped_seen_ns; /* when we learned that the guest stopped, CLOCK_MONOTONIC */
 	bool pause_begun, commit_sent;
 	bool postcopy; /* decided: pages will stay behind */
+	bool may_stop; /* the copy that runs may be interrupted: another scan, and a decision, follow */
 	unsigned round;
 	uint64_t round_pages, round_done0;
 };
@@ -167,6 +168,8 @@ void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *f
 /* The process behind the VM has exited: a VM that does not answer is not lost yet. */
 bool lm_session_vm_gone(const struct lm_session *s);
 int lm_session_check_cancel(struct lm_session *s, struct lm_error *err);
+/* What was asked while nothing could be cancelled does not count later. */
+void lm_session_forget_cancel(struct lm_session *s);
 /*
  * Transports that this side may use towards the peer (NULL: not known yet), the best
  * first, comma separated.  When there is none: why not.

@@ -33,10 +33,10 @@
 
 #define MESSAGES 64 /* per read: 2 KiB of stack */
 /*
- * Per injected call.  Dropping a GiB that is all mapped takes up to 10 ms, and
- * the calls of one injection have 2 s.
+ * Per injected call.  Dropping a GiB that is all mapped takes 15 to 40 ms, and the
+ * calls of one injection have 2 s.
  */
-#define DROP_STEP (UINT64_C(4) << 30)
+#define DROP_STEP (UINT64_C(1) << 30)
 
 int uffd_pager_gone(const struct uffd_pager *u, struct lm_error *err)
 {

@@ -263,7 +263,7 @@ static void the_environment_puts_the_fault_into_the_transport_by_name(void **sta
 	assert_string_equal(t->ops->name, "fault");
 	lm_transport_free(t);
 	unsetenv("LM_TRANSPORT_FAULT");
-	t = lm_transport_at(0)->make();
+	t = lm_transport_find("tcp")->make();
 	assert_string_equal(t->ops->name, "tcp");
 	lm_transport_free(t);
 	assert_null(lm_transport_find("pigeon"));

@@ -16,9 +16,11 @@
 
 enum { EXIT_INTERRUPTED = 8 }; /* migrate-rdma(1) */
 
-/* 64 MiB stay behind and come in about two seconds. */
-static const struct rig_config guest = { .mb = 128, .append = "mb=64 rate=100000" };
-#define SLOW "--max-bandwidth", "32MiB/s"
+/* All of 64 MiB stays behind; faults and the background take more than two seconds for it. */
+static const struct rig_config guest = { .mb = 128, .append = "mb=64 rate=2000" };
+#define SLOW "--postcopy", "now", "--max-bandwidth", "16MiB/s", "--lanes", "2"
+/* The cap is for the background; the lane for faults (the third) is slowed by the test. */
+#define SLOW_FAULTS "action=delay=3,lane=2,repeat=1"
 
 struct move {
 	struct rig *rig;
@@ -33,6 +35,8 @@ static struct rig_run_options with(const struct rig_run_options *base, const cha
 	struct rig_run_options o = base ? *base : (struct rig_run_options){ 0 };
 	unsigned n = 0;
 
+	if (!o.transport_fault)
+		o.transport_fault = SLOW_FAULTS;
 	while (o.args[n])
 		n++;
 	o.args[n++] = "--peer-timeout";
@@ -69,7 +73,8 @@ static struct rig_run *recover(struct move *m, struct rig_vm *vm, const char *ho
 {
 	const char *argv[] = { "recover", "--json", "--qmp", vm->qmp, how, address, "--peer-timeout", "2s", NULL };
 
-	return rig_engine(m->rig, vm == m->a ? "recover-A" : "recover-B", argv, NULL);
+	return rig_engine(m->rig, vm == m->a ? "recover-A" : "recover-B", argv,
+			  &(struct rig_run_options){ .transport_fault = SLOW_FAULTS });
 }
 
 static void kill_and_recover_dest(struct move *m)
@@ -145,6 +150,7 @@ static void the_network_is_silent_for_seconds(struct rig *rig)
 
 struct lane_fault {
 	const char *at_source, *at_dest;
+	bool runs; /* the guest: only then are there faults */
 };
 
 static void a_lane_is_cut(struct rig *rig)
@@ -154,8 +160,12 @@ static void a_lane_is_cut(struct rig *rig)
 	struct move m;
 
 	send.transport_fault = f->at_source;
-	start(&m, rig, &(struct rig_run_options){ .transport_fault = f->at_dest, .args = { "--paused" } }, &send);
-	assert_well_paused(&m);
+	start(&m, rig, &(struct rig_run_options){ .transport_fault = f->at_dest,
+						  .args = { f->runs ? NULL : "--paused" } }, &send);
+	if (f->runs)
+		assert_well_running(&m);
+	else
+		assert_well_paused(&m);
 	assert_true(rig_summary_int(m.receive, "postcopy.recoveries") > 0);
 }
 
@@ -249,9 +259,9 @@ static void without_the_descriptor_in_qemu_old_pages_are_read(struct rig *rig)
 	rig_proc_end(m.send->proc);
 }
 
-static const struct lane_fault fault_lane_at_dest = { NULL, "action=cut,lane=2,write=20" };
-static const struct lane_fault background_lane_at_dest = { NULL, "action=cut,lane=0,write=20" };
-static const struct lane_fault lane_at_source = { "action=cut,lane=1,after=6000000", NULL };
+static const struct lane_fault fault_lane_at_dest = { NULL, "action=cut,lane=2,write=20", true };
+static const struct lane_fault background_lane_at_dest = { NULL, "action=cut,lane=0,write=20", false };
+static const struct lane_fault lane_at_source = { "action=cut,lane=1,after=6000000", NULL, false };
 
 int main(int argc, char **argv)
 {

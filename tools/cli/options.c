@@ -134,7 +134,7 @@ static int parse_units(const struct cli_option *o, const char *text, void *at, s
 	char why[256];
 	int rc;
 
-	if (o->kind != CLI_TIME && !strcmp(text, "none")) {
+	if ((o->kind == CLI_TIMEOUT || o->kind == CLI_RATE) && !strcmp(text, "none")) {
 		memset(at, 0, sizeof(int64_t));
 		return 0;
 	}
@@ -143,6 +143,27 @@ static int parse_units(const struct cli_option *o, const char *text, void *at, s
 	else
 		rc = cli_time_parse(text, at, why, sizeof(why));
 	return rc ? cli_invalid(err, "--%s: %s", o->name, why) : 0;
+}
+
+static int parse_patience(const struct cli_option *o, const char *text, int64_t *at, struct lm_error *err)
+{
+	if (strcmp(text, "0") && strcmp(text, "0s"))
+		return parse_units(o, text, at, err);
+	*at = 0;
+	return 0;
+}
+
+/* Digits alone are rounds; both may be given, one after the other: the first to come counts. */
+static int parse_after(const struct cli_option *o, const char *text, struct lm_options *lm, struct lm_error *err)
+{
+	char why[256];
+
+	if (*text && !text[strspn(text, "0123456789")])
+		return parse_number(o, text, &lm->postcopy_after_rounds, err);
+	if (cli_time_parse(text, &lm->postcopy_after_ns, why, sizeof(why)))
+		return cli_invalid(err, "--%s: '%s' is neither a number of rounds, such as 3, nor a time, such as 30s",
+				   o->name, text);
+	return 0;
 }
 
 static int parse_value(const struct cli_option *o, const char *text, struct cli_settings *settings,
@@ -163,6 +184,10 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
 	case CLI_TIMEOUT:
 	case CLI_RATE:
 		return parse_units(o, text, at, err);
+	case CLI_PATIENCE:
+		return parse_patience(o, text, at, err);
+	case CLI_AFTER:
+		return parse_after(o, text, at, err);
 	case CLI_PATH:
 		return parse_path(o, text, at, err);
 	case CLI_ADDRESS:
@@ -314,6 +339,7 @@ bool cli_option_default(const struct cli_option *option, char *buf, size_t size)
 	switch (option->kind) {
 	case CLI_TIME:
 	case CLI_TIMEOUT:
+	case CLI_PATIENCE:
 		cli_time_default(*(const int64_t *)at, buf, size);
 		return true;
 	case CLI_RATE:

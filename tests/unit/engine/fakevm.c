@@ -13,6 +13,7 @@
 
 struct fakevm {
 	struct lm_vm base;
+	struct lm_vm_ops ops;
 	struct fakevm_state *st;
 	int state_fd;
 	unsigned regions_calls;
@@ -108,6 +109,11 @@ static void guest_stop(struct fakevm_state *st)
 static struct fakevm *fake_of(struct lm_vm *vm)
 {
 	return (struct fakevm *)vm;
+}
+
+struct fakevm_state *fakevm_state_of(struct lm_vm *vm)
+{
+	return fake_of(vm)->st;
 }
 
 static int inject(int *fault, const char *what, struct lm_error *err)
@@ -279,7 +285,10 @@ struct lm_vm *fakevm_new(struct fakevm_state *st)
 {
 	struct fakevm *f = calloc(1, sizeof(*f));
 
-	f->base.ops = &fake_ops;
+	f->ops = fake_ops;
+	if (st->config.pager)
+		f->ops.pager = fakevm_pager;
+	f->base.ops = &f->ops;
 	f->base.rescue_fd = st->exit_pipe[1];
 	f->base.pid = getpid();
 	f->base.pidfd = st->exit_pipe[0];
@@ -299,6 +308,7 @@ struct fakevm_state *fakevm_state_new(const struct fakevm_config *config)
 
 	st->config = *config;
 	st->guest_idle = true;
+	st->uffd = -1;
 	if (pipe2(st->exit_pipe, O_CLOEXEC))
 		abort();
 	for (unsigned i = 0; i < config->nregions; i++) {
@@ -322,6 +332,7 @@ void fakevm_state_free(struct fakevm_state *st)
 		atomic_store(&st->stop_guest, true);
 		pthread_join(st->guest, NULL);
 	}
+	lm_close_fd(&st->uffd);
 	for (unsigned i = 0; i < st->config.nregions; i++) {
 		munmap(st->ram[i], st->config.region_bytes[i]);
 		close(st->fd[i]);

@@ -17,6 +17,7 @@ struct fakevm_config {
 	unsigned nregions;
 	uint64_t region_bytes[FAKE_REGIONS_MAX];
 	bool source;
+	bool pager;              /* destination: its RAM can be watched: post-copy is possible */
 	unsigned writes_per_ms;  /* of the guest while it runs */
 	const char *machine;     /* "fake-1" */
 	/* faults */
@@ -40,14 +41,28 @@ struct fakevm_state {
 	pthread_t guest;
 	_Atomic bool stop_guest, guest_idle;
 	int exit_pipe[2]; /* stands in for the pidfd */
+	/* fakevm_pager.c */
+	int uffd; /* the VM's own descriptor: what is not placed stays hidden while it is open; -1: none */
+	_Atomic unsigned pagers, finishes;
+	_Atomic int fail_place; /* errno of the next place, once */
 };
 
 struct fakevm_state *fakevm_state_new(const struct fakevm_config *config);
 struct lm_vm *fakevm_new(struct fakevm_state *st);
+struct fakevm_state *fakevm_state_of(struct lm_vm *vm);
 void fakevm_state_free(struct fakevm_state *st);
 /* Fill `percent` of the pages with a pattern. */
 void fakevm_fill(struct fakevm_state *st, unsigned percent, unsigned seed);
 bool fakevm_ram_equal(const struct fakevm_state *a, const struct fakevm_state *b);
+/*
+ * A pager for st->ram: a userfaultfd in this process.  reopen: take over the one that a
+ * session before has armed and left.
+ */
+int fakevm_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
+int fakevm_pager_reopen(struct fakevm_state *st, const struct lm_ram *ram, struct lm_pager **ret,
+			struct lm_error *err);
+/* Whether this kernel and user can have one. */
+bool fakevm_pager_works(void);
 /* Fill a destination's RAM with rubbish, as a file that was used before. */
 void fakevm_scribble(struct fakevm_state *st);
 /* Punch a hole, as a balloon does: not marked as written. */

@@ -135,11 +135,12 @@ static void all_pages_are_placed_and_qemu_goes_on(void **state)
 	assert_int_equal(count_userfaultfds(), 0);
 }
 
-/* userfaultfd(2) is refused to such a QEMU. */
+/* userfaultfd(2) is refused to such a QEMU; a sandbox does not matter. */
 static void a_qemu_without_privileges_waits_for_pages_too(void **state)
 {
 	(void)state;
-	if (!rig_try(&dst_qemu, RIG_GOOD, "-S", "-incoming", "defer", "-runas", "nobody", NULL))
+	if (!rig_try(&dst_qemu, RIG_GOOD, "-S", "-incoming", "defer", "-runas", "nobody", "-sandbox",
+		     "on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny", NULL))
 		skip();
 	dst_open();
 	assert_int_equal(count_userfaultfds(), 1);
