@@ -17,6 +17,8 @@
 /* 4.096 us << 16 is 268 ms: with seven retries a lane gives up after two seconds and more. */
 #define ACK_TIMEOUT 16
 #define READS_MAX 16
+/* A pair of rails that has not connected by then makes room for another. */
+#define ATTEMPT_NS (3 * LM_NS_PER_S)
 
 /* ---- events ---- */
 
@@ -127,13 +129,19 @@ static int wait_events(struct rdma *t, const struct lm_transport_params *p, stru
 		       struct lm_error *err)
 {
 	struct pollfd fds[LM_LANES_MAX + 2];
+	int64_t until = p->deadline_ns;
 	unsigned n = t->base.nlanes;
 
-	for (unsigned i = 0; i < n; i++)
-		fds[i] = (struct pollfd){ .fd = t->lanes[i].channel ? t->lanes[i].channel->fd : -1, .events = POLLIN };
+	for (unsigned i = 0; i < n; i++) {
+		const struct rd_lane *l = &t->lanes[i];
+
+		fds[i] = (struct pollfd){ .fd = l->channel ? l->channel->fd : -1, .events = POLLIN };
+		if (l->attempt_until_ns && l->state != RDMA_LANE_OPEN)
+			until = lm_deadline_min(until, l->attempt_until_ns);
+	}
 	fds[n] = (struct pollfd){ .fd = p->cancel_fd, .events = POLLIN };
 	fds[n + 1] = (struct pollfd){ .fd = extra ? extra->fd : -1, .events = POLLIN };
-	if (poll(fds, n + 2, lm_deadline_poll_ms(p->deadline_ns)) < 0 && errno != EINTR)
+	if (poll(fds, n + 2, lm_deadline_poll_ms(until)) < 0 && errno != EINTR)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "poll");
 	if (fds[n].revents)
 		return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
@@ -205,7 +213,10 @@ static bool same_bytes(const void *a, const void *b, size_t n)
 	return !diff;
 }
 
-/* The lane that a request asks for, or NULL: not ours, or there already. */
+/*
+ * The lane that a request asks for, or NULL: not ours, or there already.  A source
+ * that asks again has given its first attempt up.
+ */
 static struct rd_lane *hello_lane(struct rdma *t, const struct lm_transport_params *p, const struct rd_event *e)
 {
 	unsigned lane = lm_le16_get(e->hello.lane);
@@ -213,6 +224,8 @@ static struct rd_lane *hello_lane(struct rdma *t, const struct lm_transport_para
 
 	if (!e->has_hello || !same_bytes(&want, &e->hello, sizeof(want)) || lane >= p->nlanes)
 		return NULL;
+	if (t->lanes[lane].state == RDMA_LANE_CONNECT)
+		rd_lane_reset(&t->lanes[lane]);
 	return t->lanes[lane].state == RDMA_LANE_NEW ? &t->lanes[lane] : NULL;
 }
 
@@ -231,8 +244,10 @@ static int accept_lane(struct rdma *t, struct rd_lane *l, struct lm_error *err)
 	if (r)
 		return r;
 	param = conn_param(l);
-	if (rdma_accept(l->id, &param))
-		return lm_err_errno(err, errno ? -errno : -EIO, LM_SCOPE_SESSION, "rdma_accept");
+	if (rdma_accept(l->id, &param)) {
+		rd_lane_reset(l); /* the request has gone meanwhile: there will be another */
+		return 0;
+	}
 	r = rd_lane_restrict(l);
 	if (r)
 		return lm_err_errno(err, r, LM_SCOPE_SESSION, "RDMA device %s cannot restrict a connection", l->use->dev->name);
@@ -266,10 +281,8 @@ static void hear_accepted(struct rd_lane *l)
 	while (l->channel && !rd_event_next(l->channel, &e)) {
 		if (e.type == RDMA_CM_EVENT_ESTABLISHED && l->state == RDMA_LANE_CONNECT)
 			opened(l);
-		else if (e.type != RDMA_CM_EVENT_ESTABLISHED && l->state == RDMA_LANE_CONNECT)
+		else if (l->state == RDMA_LANE_CONNECT || e.type == RDMA_CM_EVENT_DISCONNECTED) /* it will try again */
 			rd_lane_reset(l);
-		else if (e.type == RDMA_CM_EVENT_DISCONNECTED)
-			l->hung_up = true;
 	}
 }
 
@@ -281,7 +294,8 @@ int rd_cm_accept(struct rdma *t, const struct lm_transport_params *p, struct lm_
 		struct rd_event e;
 
 		r = wait_events(t, p, t->listen_channel, err);
-		while (!r && !rd_event_next(t->listen_channel, &e))
+		/* A few at a time: however many strangers there are, the deadline is looked at. */
+		for (unsigned n = 0; !r && n < BACKLOG && !rd_event_next(t->listen_channel, &e); n++)
 			if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
 				r = hear_request(t, p, &e, err);
 		for (unsigned i = 0; !r && i < t->base.nlanes; i++)
@@ -336,6 +350,7 @@ static int lane_attempt(struct rd_lane *l, struct connecting *c)
 		if (k < 0)
 			return c->last.code ? c->last.code : -EHOSTUNREACH;
 		l->pair = (unsigned)k;
+		l->attempt_until_ns = lm_now_ns() + ATTEMPT_NS;
 		if (!lane_resolve(l, c))
 			return 0;
 		c->pairs[k].dead = true;
@@ -413,19 +428,37 @@ static int lane_event(struct rd_lane *l, struct connecting *c, const struct rd_e
 	return event_failed(l, c, e);
 }
 
+static int lane_next(struct rd_lane *l, struct connecting *c)
+{
+	c->pairs[l->pair].dead = true;
+	l->attempt++;
+	rd_lane_reset(l);
+	return lane_attempt(l, c);
+}
+
+static bool others_live(const struct connecting *c, unsigned pair)
+{
+	for (unsigned i = 0; i < c->npairs; i++)
+		if (i != pair && !c->pairs[i].dead)
+			return true;
+	return false;
+}
+
 static int lane_hear(struct rd_lane *l, struct connecting *c)
 {
 	struct rd_event e;
 
-	while (l->channel && !rd_event_next(l->channel, &e)) {
-		if (!lane_event(l, c, &e))
-			continue;
-		c->pairs[l->pair].dead = true;
-		l->attempt++;
-		rd_lane_reset(l);
-		return lane_attempt(l, c);
+	while (l->channel && !rd_event_next(l->channel, &e))
+		if (lane_event(l, c, &e))
+			return lane_next(l, c);
+	if (l->state == RDMA_LANE_OPEN || lm_now_ns() < l->attempt_until_ns)
+		return 0;
+	if (!others_live(c, l->pair)) {
+		l->attempt_until_ns = 0;
+		return 0;
 	}
-	return 0;
+	attempt_failed(l, c, -ETIMEDOUT, "no answer");
+	return lane_next(l, c);
 }
 
 static int plan(struct connecting *c, struct lm_error *err)

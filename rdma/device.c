@@ -46,7 +46,7 @@ static void event_handle(struct rd_device *d, const struct ibv_async_event *e)
 		if (!why || atomic_load(&l->shut))
 			continue;
 		atomic_store(&l->why, why);
-		rd_lane_shut(l);
+		rd_lane_stop(l); /* no waiting: its thread may want our mutex */
 	}
 }
 

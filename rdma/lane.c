@@ -201,11 +201,16 @@ void rd_lane_wake(struct rd_lane *l)
 		return; /* the counter is at its limit: it is readable, which is all we want */
 }
 
-void rd_lane_shut(struct rd_lane *l)
+void rd_lane_stop(struct rd_lane *l)
 {
 	if (!atomic_exchange(&l->shut, true))
 		disconnect(l);
 	rd_lane_wake(l);
+}
+
+void rd_lane_shut(struct rd_lane *l)
+{
+	rd_lane_stop(l);
 	while (atomic_load(&l->placing))
 		sched_yield();
 }
@@ -282,7 +287,7 @@ static void hear_cm(struct rd_lane *l)
 			l->hung_up = true;
 		if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL) {
 			atomic_store(&l->why, "the RDMA device was removed");
-			rd_lane_shut(l);
+			rd_lane_stop(l);
 		}
 	}
 }

@@ -156,8 +156,10 @@ static uint64_t present_bytes(const struct lm_region *r)
 
 static enum rd_mode mode_for(const struct rdma *t, const struct rd_use *u, const struct lm_region *region)
 {
+	bool too_small = u->small_packets && rd_device_odp_needs_4k(u->dev);
 	struct rd_plan p = {
-		.pin = t->pin, .side = t->base.side, .direction = t->base.direction, .odp = rd_device_odp(u->dev) && !(u->small_packets && rd_device_odp_needs_4k(u->dev)),
+		.pin = t->pin, .side = t->base.side, .direction = t->base.direction,
+		.odp = rd_device_odp(u->dev) && !too_small,
 		.may_discard = t->may_discard, .memlock = memlock_limit(), .ram_bytes = region->size,
 		.present_bytes = present_bytes(region),
 	};

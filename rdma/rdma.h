@@ -188,7 +188,8 @@ struct rd_lane {
 	struct rdma *t;
 	unsigned index;
 	enum rd_lane_state state;
-	unsigned attempt, pair;    /* source, open: which pair of rails is tried */
+	unsigned attempt, pair;    /* source, open: which pair of rails is tried, */
+	int64_t attempt_until_ns;  /* and how long, if there is another */
 	/* Constant while open */
 	struct rd_lane *next_on_device;
 	struct rd_use *use;
@@ -280,6 +281,8 @@ int rd_lane_init(struct rd_lane *l, struct rdma *t, unsigned index);
 int rd_lane_setup(struct rd_lane *l, struct lm_error *err);
 /* After the connection stands: what the peer may do. */
 int rd_lane_restrict(struct rd_lane *l);
+/* Any thread: queue pair in error, thread woken; shut also waits for zeros that are being placed. */
+void rd_lane_stop(struct rd_lane *l);
 void rd_lane_shut(struct rd_lane *l);
 /* Back to NEW, all resources gone. */
 void rd_lane_reset(struct rd_lane *l);

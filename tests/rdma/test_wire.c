@@ -105,6 +105,49 @@ static void a_write_outside_of_the_region_kills_its_lane_and_writes_nothing(void
 	expect_refused(rig);
 }
 
+static void a_fetch_outside_of_the_region_kills_its_lane_and_reads_nothing(void **state)
+{
+	struct rig *rig = rig_open_pull(*state, 2, 64 * PAGE);
+	struct lm_run good = data_run(0, 0, PAGE), bad = data_run(0, 40 * PAGE, PAGE);
+
+	pump_start_all(rig);
+	assert_int_equal(fetch_runs(rig, 0, &good, 1), 0);
+	lane_of(rig->dst.t, 0)->peer[0].chunks[0].address += 64 * PAGE;
+	assert_true(fetch_runs(rig, 0, &bad, 1) < 0);
+	expect_byte(rig, 0, PAGE, 63 * PAGE, OLD_BYTE);
+	good.region = 1;
+	assert_int_equal(fetch_runs(rig, 1, &good, 1), 0);
+	rig_free(rig);
+	assert_no_resources();
+}
+
+/* What a pre-copy lane may write with, a post-copy lane may not. */
+static void the_source_cannot_write_over_a_lane_that_fetches(void **state)
+{
+	struct rig *rig = rig_open_pull(*state, 1, 64 * PAGE);
+	struct lm_run run = data_run(0, 0, PAGE);
+	struct rd_lane *l = lane_of(rig->src.t, 0);
+	const struct rd_mem *there = ((struct rdma *)rig->dst.t)->uses[0].mem[0];
+	struct ibv_mr *writable;
+	struct rd_piece p;
+
+	pump_start(rig, 0);
+	assert_int_equal(fetch_runs(rig, 0, &run, 1), 0);
+	pump_stop(rig, 0);
+	writable = ibv_reg_mr(there->dev->pd, there->host, 64 * PAGE, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE);
+	assert_non_null(writable);
+	p = (struct rd_piece){ .local = (uintptr_t)l->buffers, .lkey = l->buffers_mr->lkey, .len = PAGE,
+			       .remote = (uintptr_t)there->host + 9 * PAGE, .rkey = writable->rkey };
+	rig->src.t->direction = LM_PUSH; /* so that it writes */
+	assert_int_equal(rd_post_data(l, &p, &err), 0);
+	assert_int_equal(rd_post_batch(l, &err), 0);
+	sleep_ms(300);
+	expect_byte(rig, 0, 9 * PAGE, PAGE, OLD_BYTE);
+	rig->src.t->direction = LM_PULL;
+	ibv_dereg_mr(writable);
+	rig_free(rig);
+}
+
 static void a_write_after_close_fails_and_leaves_memory_unchanged(void **state)
 {
 	struct rig *rig = rig_warm(*state, 1);
@@ -271,6 +314,9 @@ int main(int argc, char *argv[])
 		WITH(a_wrong_rkey_kills_its_lane_and_writes_nothing, pinned),
 		WITH(a_write_outside_of_the_region_kills_its_lane_and_writes_nothing, odp),
 		WITH(a_write_outside_of_the_region_kills_its_lane_and_writes_nothing, pinned),
+		WITH(a_fetch_outside_of_the_region_kills_its_lane_and_reads_nothing, odp),
+		WITH(a_fetch_outside_of_the_region_kills_its_lane_and_reads_nothing, pinned),
+		WITH(the_source_cannot_write_over_a_lane_that_fetches, pinned),
 		WITH(a_write_after_close_fails_and_leaves_memory_unchanged, odp),
 		WITH(a_write_after_close_fails_and_leaves_memory_unchanged, pinned),
 		WITH(a_guest_with_a_balloon_is_not_registered_at_the_source, pinned),
