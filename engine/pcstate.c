@@ -25,19 +25,46 @@ static bool private_dir(const char *path)
 	return !lstat(path, &st) && S_ISDIR(st.st_mode) && st.st_uid == geteuid() && !(st.st_mode & 022);
 }
 
-static int state_path(char *buf, size_t size, enum lm_side side, int32_t vm_pid, struct lm_error *err)
+/* The places where a state may be: at is 0, 1, ...; false when there are no more. */
+static bool state_dir(unsigned at, char *buf, size_t size)
 {
 	const char *xdg = getenv("XDG_RUNTIME_DIR");
-	char dir[96];
-	int n;
+	bool has_xdg = xdg && *xdg == '/';
 
-	n = snprintf(dir, sizeof(dir), "%s/migrate-rdma", xdg && *xdg == '/' ? xdg : "/run");
-	if (n >= (int)sizeof(dir) || !private_dir(dir))
+	if (at > (has_xdg ? 1u : 0u))
+		return false;
+	return snprintf(buf, size, "%s/migrate-rdma", has_xdg && !at ? xdg : "/run") < (int)size;
+}
+
+static void state_file(char *buf, size_t size, const char *dir, enum lm_side side, int32_t vm_pid)
+{
+	snprintf(buf, size, "%s/postcopy-%s-%d", dir, side == LM_SOURCE ? "source" : "destination", vm_pid);
+}
+
+/* Where to make one: the first place. */
+static int new_path(char *buf, size_t size, enum lm_side side, int32_t vm_pid, struct lm_error *err)
+{
+	char dir[96];
+
+	if (!state_dir(0, dir, sizeof(dir)) || !private_dir(dir))
 		return lm_err(err, -EACCES, LM_SCOPE_SESSION,
 			      "post-copy keeps its state in %s, which cannot be made or is not ours alone: set "
 			      "XDG_RUNTIME_DIR, or use --postcopy never", dir);
-	snprintf(buf, size, "%s/postcopy-%s-%d", dir, side == LM_SOURCE ? "source" : "destination", vm_pid);
+	state_file(buf, size, dir, side, vm_pid);
 	return 0;
+}
+
+/* Where there is one: whoever recovers may have another environment than who began.  Else the first place. */
+static int old_path(char *buf, size_t size, enum lm_side side, int32_t vm_pid, struct lm_error *err)
+{
+	char dir[96];
+
+	for (unsigned i = 0; state_dir(i, dir, sizeof(dir)); i++) {
+		state_file(buf, size, dir, side, vm_pid);
+		if (private_dir(dir) && !access(buf, F_OK))
+			return 0;
+	}
+	return new_path(buf, size, side, vm_pid, err);
 }
 
 /* Start time of a process, 0 when there is none (a zombie has ended). */
@@ -166,7 +193,8 @@ static int open_locked(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid,
 
 	memset(st, 0, sizeof(*st));
 	st->fd = -1;
-	r = state_path(st->path, sizeof(st->path), side, vm_pid, err);
+	r = flags & O_CREAT ? new_path(st->path, sizeof(st->path), side, vm_pid, err) :
+			      old_path(st->path, sizeof(st->path), side, vm_pid, err);
 	if (r)
 		return r;
 	do {
@@ -269,6 +297,26 @@ int lm_pcstate_open(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, st
 	st->head->engine_pid = getpid();
 	st->head->engine_start = start_of(getpid());
 	return 0;
+}
+
+enum lm_pccommit lm_pcstate_look(int32_t vm_pid)
+{
+	LM_AUTO_FREE struct lm_pcstate_head *h = malloc(sizeof(*h));
+	enum lm_pccommit said = LM_PC_NONE;
+	char path[128];
+	int fd;
+
+	if (!h || old_path(path, sizeof(path), LM_SOURCE, vm_pid, NULL))
+		return LM_PC_NONE;
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0)
+		return LM_PC_NONE;
+	if (pread(fd, h, sizeof(*h), 0) == (ssize_t)sizeof(*h) && !memcmp(h->magic, MAGIC, sizeof(MAGIC)) &&
+	    h->version == VERSION && h->vm_pid == vm_pid && h->vm_start && h->vm_start == start_of(vm_pid) &&
+	    h->committed <= LM_PC_ANSWERED)
+		said = h->committed;
+	lm_close_fd(&fd);
+	return said;
 }
 
 int lm_pcstate_ram(const struct lm_pcstate *st, struct lm_ram *ret_ram, struct lm_error *err)

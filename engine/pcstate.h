@@ -18,6 +18,12 @@ struct lm_pcstate_region {
 	uint64_t bitmap; /* offset in the file, in bytes; source: 0 */
 };
 
+enum lm_pccommit {
+	LM_PC_NONE,     /* no post-copy, or COMMIT was not sent */
+	LM_PC_SENT,     /* it was, or is about to be: the guest may run at the destination */
+	LM_PC_ANSWERED, /* it does: it can never run here again, and needs the pages that are here */
+};
+
 /* The head of the file, in the byte order and alignment of the host. */
 struct lm_pcstate_head {
 	char magic[8];
@@ -26,7 +32,7 @@ struct lm_pcstate_head {
 	int32_t vm_pid;
 	uint64_t vm_start;     /* of the VM's process, in clock ticks since boot: its pid may be used again */
 	int32_t engine_pid;
-	uint32_t committed;    /* source: COMMIT was sent, or is about to be */
+	uint32_t committed;    /* source: enum lm_pccommit */
 	uint64_t engine_start;
 	int32_t vm_fd;         /* of the pager, inside the VM */
 	uint32_t nlanes;       /* without the one for faults */
@@ -54,6 +60,8 @@ int lm_pcstate_create(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, 
  * what its devices may still write must be over.  -ENOENT: there is none.
  */
 int lm_pcstate_open(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, struct lm_error *err);
+/* How far the source's post-copy of a VM has come, whoever takes care of it; without a lock, a look. */
+enum lm_pccommit lm_pcstate_look(int32_t vm_pid);
 /* *ret_ram: the regions as they were, without descriptors; the caller's. */
 int lm_pcstate_ram(const struct lm_pcstate *st, struct lm_ram *ret_ram, struct lm_error *err);
 void lm_pcstate_close(struct lm_pcstate *st);  /* takes a zeroed one; the file stays */

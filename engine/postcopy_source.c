@@ -329,6 +329,7 @@ static int recover(struct lm_session *s, struct lm_error *err)
 			break;
 		if (!recover_once(s, lm_deadline_min(deadline, lm_deadline_after(LM_CONNECT_TIMEOUT_NS)), &e)) {
 			s->summary.postcopy.recoveries++;
+			s->pull.state.head->committed = LM_PC_ANSWERED;
 			s->pull.last_ping_ns = lm_now_ns();
 			s->control.cancel_fd = -1; /* there is no way back */
 			lm_session_log(s, LM_LOG_INFO, "post-copy: the destination is back");
@@ -362,6 +363,9 @@ int lm_postcopy_serve(struct lm_session *s, struct lm_error *err)
 	int r = lm_session_stage(s, "postcopy", &e);
 
 	s->summary.postcopy.used = true;
+	/* Where we recover, COMMIT may not have been answered: the destination coming back is the answer. */
+	if (!s->recovering)
+		s->pull.state.head->committed = LM_PC_ANSWERED;
 	s->pull.last_ping_ns = lm_now_ns();
 	if (s->recovering)
 		r = lm_err(&e, -ENOTCONN, LM_SCOPE_SESSION, "its engine or ours ended");

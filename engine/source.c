@@ -89,6 +89,9 @@ static int take_opened(struct lm_session *s, const struct lm_opened *opened, str
 			      "the peer sent a bad message: OPENED with a transport that was not offered");
 	s->summary.lanes = opened->nlanes;
 	s->pull.allowed = s->opt.postcopy != LM_POSTCOPY_NEVER && !s->opt.verify && opened->postcopy;
+	if (!s->pull.allowed && (s->opt.postcopy_after_rounds || s->opt.postcopy_after_ns))
+		lm_session_log(s, LM_LOG_WARN, "no post-copy: %s",
+			       s->opt.verify ? "--verify excludes it" : "the destination does not allow it, or cannot do it");
 	if (s->opt.postcopy == LM_POSTCOPY_NOW && !s->pull.allowed)
 		return lm_err(err, -ENOTSUP, LM_SCOPE_SESSION, "post-copy is asked for, but %s",
 			      s->opt.verify ? "--verify excludes it" : "the destination does not allow it, or cannot do it");

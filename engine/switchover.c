@@ -170,7 +170,7 @@ static void blackout_account(struct lm_session *s, int64_t commit_ns, int64_t re
 }
 
 /* For whoever goes on after our death: whether the guest may be at the destination. */
-static void state_committed(struct lm_session *s, bool committed)
+static void state_committed(struct lm_session *s, enum lm_pccommit committed)
 {
 	if (s->pull.armed)
 		s->pull.state.head->committed = committed;
@@ -198,7 +198,7 @@ static int await_resumed(struct lm_session *s, int64_t commit_ns, struct lm_erro
 	if (r && s->control.peer_aborted) {
 		lm_guardian_uncommit(&s->guardian);
 		s->src.commit_sent = false;
-		state_committed(s, false);
+		state_committed(s, LM_PC_NONE);
 		if (err)
 			*err = e;
 		return r;
@@ -230,14 +230,14 @@ static int commit(struct lm_session *s, struct lm_error *err)
 	if (lm_now_ns() > s->src.deadline_ns || !lm_guardian_commit(&s->guardian))
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause has lasted longer than --max-pause");
 	s->control.cancel_fd = -1;
-	state_committed(s, true);
+	state_committed(s, LM_PC_SENT);
 	/* As it was when it was paused: it may have been stopped or continued since OPEN. */
 	payload.flags = lm_le32(s->vm->info.running ? LM_COMMIT_RUN : 0);
 	commit_ns = lm_now_ns();
 	r = lm_control_send(&s->control, LM_MSG_COMMIT, &payload, sizeof(payload), lm_session_peer_deadline(s), err);
 	if (r) {
 		lm_guardian_uncommit(&s->guardian);
-		state_committed(s, false);
+		state_committed(s, LM_PC_NONE);
 		return r;
 	}
 	s->src.commit_sent = true;

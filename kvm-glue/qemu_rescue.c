@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include "cleanup.h"
+#include "pcstate.h"
 #include "qemu_priv.h"
 
 #define QEMU_QUIT_NS (3 * LM_NS_PER_S) /* for the way out: disks are flushed */
@@ -168,11 +169,30 @@ static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t s
 	return r;
 }
 
+/* A guest that left pages here needs them until it has the last one. */
+static int check_postcopy(struct lm_qmp *qmp, enum lm_resolve what, struct lm_error *err)
+{
+	enum lm_pccommit said = what == LM_RESOLVE_SHOW ? LM_PC_NONE : lm_pcstate_look(lm_qmp_peer_pid(qmp));
+
+	if (said == LM_PC_NONE || (said == LM_PC_SENT && what == LM_RESOLVE_RUN_HERE))
+		return 0;
+	if (what == LM_RESOLVE_RUN_HERE)
+		return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
+			      "the guest has run at the destination since and left pages here: it can never run here "
+			      "again. Go on with `migrate-rdma recover` on both hosts");
+	return lm_err(err, -EBUSY, LM_SCOPE_SESSION,
+		      "a post-copy of this guest is not finished: its missing pages are in this QEMU, and the guest would "
+		      "be lost. Go on with `migrate-rdma recover` on both hosts; if the destination is lost for good, so "
+		      "is the guest: then end process %d", (int)lm_qmp_peer_pid(qmp));
+}
+
 static int resolve(struct lm_qmp *qmp, enum lm_resolve what, char *ret, size_t size, struct lm_error *err)
 {
 	int64_t deadline_ns = lm_deadline_after(QEMU_TIMEOUT_NS);
-	int r;
+	int r = check_postcopy(qmp, what, err);
 
+	if (r)
+		return r;
 	if (what == LM_RESOLVE_RUN_HERE)
 		return run_here(qmp, deadline_ns, ret, size, err);
 	if (what != LM_RESOLVE_END_HERE)
