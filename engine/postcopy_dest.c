@@ -401,7 +401,7 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 		*err = e;
 		return r;
 	}
-	lm_puller_down(&s->pull.puller);
+	lm_puller_stop(&s->pull.puller); /* finish is called when no other call of the pager runs */
 	collect_stats(s);
 	r = lm_session_stage(s, "whole", err);
 	if (!r)
