@@ -277,7 +277,9 @@ LM_API int lm_session_run(struct lm_session *session, struct lm_error *err);
 
 /*
  * Ask a running session to stop.  Before COMMIT the guest goes on at the source;
- * after it the request has no effect.  Async-signal-safe; any thread.
+ * after it the request has no effect, but that a session which is just then looking
+ * for a peer that post-copy lost looks no longer (LM_OUTCOME_INTERRUPTED).
+ * Async-signal-safe; any thread.
  */
 LM_API void lm_session_cancel(struct lm_session *session);
 
@@ -290,6 +292,8 @@ LM_API void lm_session_postcopy(struct lm_session *session);
 
 /* Address that the destination listens on, "HOST:PORT".  Owned by the session. */
 LM_API const char *lm_session_address(const struct lm_session *session);
+/* The process of the guest's QEMU on this host. */
+LM_API int32_t lm_session_pid(const struct lm_session *session);
 LM_API const struct lm_summary *lm_session_summary(const struct lm_session *session);
 
 /* Takes NULL.  Never stops or kills a guest. */
@@ -313,6 +317,12 @@ typedef void lm_check_fn(void *opaque, const struct lm_check *check);
 
 /* What this host can do.  Returns the number of lines with LM_CHECK_FAIL. */
 LM_API int lm_check_host(lm_check_fn *fn, void *opaque);
+
+/*
+ * What the transport of this name finds on this host (devices, ports, limits), no
+ * line when it needs nothing; lm_check_host() says it, too.  0 or -ENOENT.
+ */
+LM_API int lm_check_transport(const char *name, lm_check_fn *fn, void *opaque);
 
 /*
  * Whether the guest behind this QMP socket can be migrated; pid 0: found by itself.

@@ -33,7 +33,8 @@ struct lm_pcstate_head {
 	char transport[LM_TRANSPORT_NAME_MAX];
 	uint8_t secret[LM_TOKEN_SIZE];
 	uint64_t max_bytes_per_s;
-	uint32_t nregions, reserved;
+	uint32_t nregions;
+	uint32_t whole;        /* destination: nothing is missing any more; only the source has to be told */
 	struct lm_pcstate_region regions[LM_REGIONS_MAX];
 };
 

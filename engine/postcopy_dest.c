@@ -291,7 +291,12 @@ static int fetch_rest(struct lm_session *s, struct lm_error *err)
 	return r;
 }
 
-static int take_recover(struct lm_session *s, struct lm_error *err)
+static int64_t recover_deadline(const struct lm_session *s)
+{
+	return s->opt.recover_timeout_ns > 0 ? lm_deadline_after(s->opt.recover_timeout_ns) : lm_now_ns();
+}
+
+static int hear_recover(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_wire_recover recover;
 	struct lm_msg msg;
@@ -301,6 +306,14 @@ static int take_recover(struct lm_session *s, struct lm_error *err)
 		r = lm_wire_get_fixed(msg.payload, msg.len, "RECOVER: length", &recover, sizeof(recover), err);
 	if (!r && !lm_secret_equal(recover.secret, s->pull.secret))
 		r = lm_err(err, -EACCES, LM_SCOPE_SESSION, "a stranger wants to recover another post-copy than ours");
+	return r;
+}
+
+static int take_recover(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_msg msg;
+	int r = hear_recover(s, err);
+
 	if (!r)
 		r = open_lanes(s, err);
 	if (!r)
@@ -324,7 +337,7 @@ static int interrupted(struct lm_session *s, const struct lm_error *why, struct 
 /* The threads go on showing what is whole; wait for the source to come back. */
 static int recover(struct lm_session *s, struct lm_error *err)
 {
-	int64_t deadline = s->opt.recover_timeout_ns > 0 ? lm_deadline_after(s->opt.recover_timeout_ns) : lm_now_ns();
+	int64_t deadline = recover_deadline(s);
 	struct timespec nap = { 0, 10 * LM_NS_PER_MS };
 	const struct lm_error *lane;
 	struct lm_error e = *err;
@@ -359,20 +372,71 @@ static int recover(struct lm_session *s, struct lm_error *err)
 	}
 }
 
-/* The source keeps its memory until it has heard this. */
-static void say_whole(struct lm_session *s)
+static int say_whole(struct lm_session *s, struct lm_error *err)
 {
-	struct lm_error e = { 0 };
 	struct lm_msg msg;
-	int r = send_status(s, &e);
+	int r = lm_control_send(&s->control, LM_MSG_WHOLE, NULL, 0, lm_session_peer_deadline(s), err);
 
+	return r ? r : lm_control_expect(&s->control, LM_MSG_WHOLE, &msg, lm_session_peer_deadline(s), err);
+}
+
+/* It looks for us: wait for that, and say it then. */
+static int say_whole_again(struct lm_session *s, int64_t deadline, struct lm_error *err)
+{
+	int r;
+
+	lm_control_close(&s->control);
+	r = lm_dest_accept(s, deadline, err);
 	if (!r)
-		r = lm_control_send(&s->control, LM_MSG_WHOLE, NULL, 0, lm_session_peer_deadline(s), &e);
-	if (!r)
-		r = lm_control_expect(&s->control, LM_MSG_WHOLE, &msg, lm_session_peer_deadline(s), &e);
+		r = hear_recover(s, err);
+	return r ? r : say_whole(s, err);
+}
+
+/* The source keeps its memory until it has heard that every page is here. */
+static void tell_source(struct lm_session *s)
+{
+	int64_t deadline = recover_deadline(s);
+	struct lm_error e = { 0 };
+	int r = -ENOTCONN;
+
+	if (s->control.stream) {
+		r = send_status(s, &e);
+		if (!r)
+			r = say_whole(s, &e);
+	}
+	while (r && lm_now_ns() < deadline && r != -ECANCELED)
+		r = say_whole_again(s, deadline, &e);
 	if (r)
-		lm_session_log(s, LM_LOG_WARN, "every page is here, but the source could not be told (%s): end it there",
-			       e.msg);
+		lm_session_log(s, LM_LOG_WARN, "every page is here, but the source could not be told (%s): its QEMU can "
+			       "be ended", e.msg);
+}
+
+/* Every page is whole: the guest needs nobody any more. */
+static int let_go(struct lm_session *s, struct lm_error *err)
+{
+	int r;
+
+	s->pull.state.head->whole = 1;
+	r = lm_session_stage(s, "whole", err);
+	if (!r && s->pull.pager)
+		r = lm_pager_finish(s->pull.pager, err);
+	return r;
+}
+
+static int end(struct lm_session *s, struct lm_error *err)
+{
+	int r;
+
+	lm_puller_stop(&s->pull.puller); /* finish is called when no other call of the pager runs */
+	if (s->pull.puller.ram)
+		collect_stats(s);
+	r = let_go(s, err);
+	if (r)
+		return r;
+	tell_source(s);
+	lm_puller_fini(&s->pull.puller);
+	lm_pcstate_remove(&s->pull.state);
+	return 0;
 }
 
 int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
@@ -380,13 +444,17 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 	struct lm_error e = { 0 };
 	int r = lm_session_stage(s, "postcopy", &e);
 
+	if (!r && s->pull.state.head->whole)
+		return end(s, err);
 	s->control.cancel_fd = -1; /* there is no way back */
 	release_whole(s);
 	if (s->recovering)
 		r = lm_err(&e, -ENOTCONN, LM_SCOPE_SESSION, "its engine or ours ended");
 	for (;;) {
-		if (!r)
+		if (!r) {
 			r = fetch_rest(s, &e);
+			lm_session_forget_cancel(s);
+		}
 		if (!r || e.scope == LM_SCOPE_VM)
 			break;
 		r = recover(s, &e);
@@ -401,17 +469,7 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 		*err = e;
 		return r;
 	}
-	lm_puller_stop(&s->pull.puller); /* finish is called when no other call of the pager runs */
-	collect_stats(s);
-	r = lm_session_stage(s, "whole", err);
-	if (!r)
-		r = lm_pager_finish(s->pull.pager, err);
-	if (r)
-		return r;
-	say_whole(s);
-	lm_puller_fini(&s->pull.puller);
-	lm_pcstate_remove(&s->pull.state);
-	return 0;
+	return end(s, err);
 }
 
 /* ---- after an engine's death ---- */
@@ -429,7 +487,7 @@ int lm_postcopy_take_over(struct lm_session *s, struct lm_error *err)
 	s->summary.transport[sizeof(h->transport) - 1] = 0;
 	memcpy(s->pull.secret, h->secret, sizeof(h->secret));
 	s->pull.began_ns = lm_now_ns();
-	if (s->side == LM_SOURCE)
+	if (s->side == LM_SOURCE || h->whole)
 		return 0;
 	r = puller_init(s, err);
 	if (r)

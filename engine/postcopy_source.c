@@ -296,7 +296,14 @@ static int recover_once(struct lm_session *s, int64_t deadline_ns, struct lm_err
 		r = lm_control_send(&s->control, LM_MSG_RECOVER, &recover, sizeof(recover),
 				    lm_session_peer_deadline(s), err);
 	if (!r)
-		r = lm_control_expect(&s->control, LM_MSG_POSTCOPY_OPENED, &msg, lm_session_peer_deadline(s), err);
+		r = lm_control_recv(&s->control, &msg, lm_session_peer_deadline(s), err);
+	if (!r && msg.type == LM_MSG_WHOLE) {
+		s->pull.whole = true;
+		return 0;
+	}
+	if (!r && msg.type != LM_MSG_POSTCOPY_OPENED)
+		r = lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent %s where POSTCOPY_OPENED was due",
+			   lm_msg_name(msg.type));
 	return r ? r : open_lanes(s, &msg, err);
 }
 
@@ -342,6 +349,7 @@ int lm_postcopy_find(struct lm_session *s, struct lm_error *err)
 	int r;
 
 	s->pull.began_ns = lm_now_ns();
+	lm_session_forget_cancel(s);
 	r = recover(s, err);
 	if (r)
 		s->summary.outcome = LM_OUTCOME_NONE; /* the caller knows what it means */
@@ -358,8 +366,11 @@ int lm_postcopy_serve(struct lm_session *s, struct lm_error *err)
 	if (s->recovering)
 		r = lm_err(&e, -ENOTCONN, LM_SCOPE_SESSION, "its engine or ours ended");
 	for (;;) {
-		if (!r)
-			r = answer(s, &e);
+		if (!r) {
+			s->control.cancel_fd = -1; /* there is no way back */
+			r = s->pull.whole ? 1 : answer(s, &e);
+			lm_session_forget_cancel(s);
+		}
 		if (r > 0)
 			break;
 		r = recover(s, &e);

@@ -94,6 +94,14 @@ int lm_session_check_cancel(struct lm_session *s, struct lm_error *err)
 	return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
 }
 
+void lm_session_forget_cancel(struct lm_session *s)
+{
+	uint64_t n;
+
+	if (read(s->cancel_fd, &n, sizeof(n)) < 0)
+		return; /* nobody asked */
+}
+
 int64_t lm_session_peer_deadline(const struct lm_session *s)
 {
 	int64_t deadline = lm_deadline_after(s->opt.peer_timeout_ns);
@@ -337,6 +345,11 @@ void lm_session_cancel(struct lm_session *s)
 const char *lm_session_address(const struct lm_session *s)
 {
 	return s->address;
+}
+
+int32_t lm_session_pid(const struct lm_session *s)
+{
+	return s->vm->pid;
 }
 
 const struct lm_summary *lm_session_summary(const struct lm_session *s)

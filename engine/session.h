@@ -73,6 +73,7 @@ struct lm_postcopy_session {
 	/* source */
 	struct lm_pool *pool;     /* answers on all lanes */
 	_Atomic bool stop, lost;
+	bool whole;               /* the destination has said so */
 	struct lm_error *lane_errors;
 	struct lm_pageset told;   /* pages that were named as left */
 	/* destination */
@@ -167,6 +168,8 @@ void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *f
 /* The process behind the VM has exited: a VM that does not answer is not lost yet. */
 bool lm_session_vm_gone(const struct lm_session *s);
 int lm_session_check_cancel(struct lm_session *s, struct lm_error *err);
+/* What was asked while nothing could be cancelled does not count later. */
+void lm_session_forget_cancel(struct lm_session *s);
 /*
  * Transports that this side may use towards the peer (NULL: not known yet), the best
  * first, comma separated.  When there is none: why not.

@@ -39,7 +39,7 @@ static int check_params(struct lm_transport *t, const struct lm_transport_params
 }
 
 int lm_transport_listen(struct lm_transport *t, const struct lm_transport_params *p,
-			uint8_t ret_endpoint[static LM_ENDPOINT_SIZE], struct lm_error *err)
+			uint8_t ret_endpoint[LM_ENDPOINT_SIZE], struct lm_error *err)
 {
 	int r = check_params(t, p, err);
 
@@ -178,8 +178,23 @@ static struct lm_transport *tcp_make(void)
 #define tcp_make lm_transport_tcp_new
 #endif
 
+#ifdef LM_HAVE_RDMA
+#ifdef LM_TEST_HOOKS
+static struct lm_transport *rdma_make(void)
+{
+	return lm_transport_fault_from_env(lm_transport_rdma_new());
+}
+#else
+#define rdma_make lm_transport_rdma_new
+#endif
+#endif
+
 static const struct lm_transport_info infos[] = {
-	{ "tcp", "one TCP connection per lane, over any network", tcp_make, NULL },
+#ifdef LM_HAVE_RDMA
+	{ "rdma", "RDMA WRITE from guest memory to guest memory; InfiniBand, RoCE, iWARP", rdma_make, lm_rdma_usable,
+	  lm_rdma_check },
+#endif
+	{ "tcp", "one TCP connection per lane, over any network", tcp_make, NULL, NULL },
 };
 
 #define NINFOS (sizeof(infos) / sizeof(infos[0]))
@@ -197,9 +212,25 @@ const struct lm_transport_info *lm_transport_at(unsigned i)
 	return i < NINFOS ? &infos[i] : NULL;
 }
 
+int lm_check_transport(const char *name, lm_check_fn *fn, void *opaque)
+{
+	const struct lm_transport_info *info = lm_transport_find(name);
+
+	if (!info)
+		return -ENOENT;
+	if (info->check)
+		info->check(fn, opaque);
+	return 0;
+}
+
 const char *const *lm_transport_names(void)
 {
-	static const char *const names[] = { "tcp", NULL };
+	static const char *const names[] = {
+#ifdef LM_HAVE_RDMA
+		"rdma",
+#endif
+		"tcp", NULL
+	};
 
 	_Static_assert(sizeof(names) / sizeof(names[0]) == NINFOS + 1, "a name for every transport");
 	return names;

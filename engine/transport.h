@@ -161,6 +161,10 @@ struct lm_transport {
 
 /* Makers: the object is the caller's; lm_transport_free() closes it too. */
 struct lm_transport *lm_transport_tcp_new(void);
+/* Where it was built in (LM_HAVE_RDMA); ../rdma. */
+struct lm_transport *lm_transport_rdma_new(void);
+bool lm_rdma_usable(const char *peer, const char *const *rails, unsigned nrails, char *ret_why, size_t size);
+void lm_rdma_check(lm_check_fn *fn, void *opaque);
 /*
  * In process, for tests: source and destination are two ends made together;
  * open both, then write at one end and poll the other.
@@ -170,7 +174,7 @@ int lm_transport_loop_new(struct lm_transport **ret_source, struct lm_transport 
 /* The only way to call a backend: state and arguments are checked here. */
 /* ret_endpoint is all zeros for a transport that has nothing to say. */
 int lm_transport_listen(struct lm_transport *t, const struct lm_transport_params *p,
-			uint8_t ret_endpoint[static LM_ENDPOINT_SIZE], struct lm_error *err);
+			uint8_t ret_endpoint[LM_ENDPOINT_SIZE], struct lm_error *err);
 int lm_transport_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err);
 int lm_transport_region_add(struct lm_transport *t, const struct lm_region *region,
 			    struct lm_key *ret_key, struct lm_error *err);
@@ -208,6 +212,8 @@ struct lm_transport_info {
 	 */
 	bool (*usable)(const char *peer, const char *const *rails, unsigned nrails, char *ret_why,
 		       size_t size);
+	/* Lines about what it finds on this host; NULL: there is nothing to say. */
+	void (*check)(lm_check_fn *fn, void *opaque);
 };
 /* By name; NULL when there is none. */
 const struct lm_transport_info *lm_transport_find(const char *name);

@@ -186,7 +186,6 @@ static int place_entry(struct loop *p, struct loop_lane *l, const struct entry *
 {
 	int r = 0;
 
-	atomic_store(&l->copying, true);
 	if (atomic_load(&l->shut[LM_DEST]) || atomic_load(&l->shut[LM_SOURCE]) ||
 	    atomic_load(&p->closed[LM_DEST]) || atomic_load(&p->closed[LM_SOURCE]))
 		r = lm_err(err, -ESHUTDOWN, LM_SCOPE_LANE, "the lane was shut");
@@ -194,7 +193,6 @@ static int place_entry(struct loop *p, struct loop_lane *l, const struct entry *
 		atomic_store_explicit(&l->flushed, e->flush, memory_order_release);
 	else
 		r = place_run(p, &e->run, res, err);
-	atomic_store(&l->copying, false);
 	return r;
 }
 
@@ -206,9 +204,12 @@ static int passive_step(struct loop *p, struct loop_lane *l, struct lm_poll_resu
 	int r = 0;
 
 	while (!r && taken < put && taken - from < POLL_RUNS) {
+		/* What has landed is also counted before anybody who waits goes on. */
+		atomic_store(&l->copying, true);
 		r = place_entry(p, l, &l->ring[taken % RING_SIZE], res, err);
 		if (!r)
 			atomic_store_explicit(&l->taken, ++taken, memory_order_release);
+		atomic_store(&l->copying, false);
 	}
 	return r ? r : taken > from;
 }
@@ -224,6 +225,12 @@ static int active_step(struct lm_transport *t, struct loop_lane *l, uint64_t put
 	return news;
 }
 
+static void wait_copying(struct loop_lane *l)
+{
+	while (atomic_load(&l->copying))
+		sched_yield();
+}
+
 static int loop_step(struct lm_transport *t, unsigned lane, struct lm_poll_result *res, struct lm_error *err)
 {
 	struct loop *p = end_of(t)->loop;
@@ -232,10 +239,12 @@ static int loop_step(struct lm_transport *t, unsigned lane, struct lm_poll_resul
 	uint64_t put = atomic_load(&l->put), taken = atomic_load(&l->taken);
 	int r = lane_state(t, lane, err);
 
-	if (t->direction == LM_PULL && t->side == LM_DEST)
-		res->fetched = taken;
 	if (!r && gone && put != taken)
 		r = lm_err(err, -ECONNRESET, LM_SCOPE_LANE, "the peer hung up in the middle");
+	if (r)
+		wait_copying(l); /* the last word on what has landed */
+	if (t->direction == LM_PULL && t->side == LM_DEST)
+		res->fetched = r ? atomic_load(&l->taken) : taken;
 	if (r)
 		return r;
 	res->closed = gone;
@@ -264,12 +273,6 @@ static int loop_poll(struct lm_transport *t, unsigned lane, int timeout_ms, int 
 	if (r > 0 && t->side == LM_SOURCE && t->direction == LM_PUSH && timeout_ms)
 		nanosleep(&nap, NULL);
 	return r < 0 ? r : 0;
-}
-
-static void wait_copying(struct loop_lane *l)
-{
-	while (atomic_load(&l->copying))
-		sched_yield();
 }
 
 static void loop_shut(struct lm_transport *t, unsigned lane)

@@ -9,8 +9,13 @@
 #include <poll.h>
 #include "transport_tcp.h"
 
-/* A batch is closed when it has so many bytes of data, or when so many pages were looked at. */
-#define ANSWER_BYTES (UINT64_C(1) << 20)
+/*
+ * A batch is closed when it has so many bytes of data, or when so many pages were looked
+ * at.  Small enough that a system call which sends or places one is short: on a kernel
+ * that does not preempt those, whoever serves a fault on the same CPU waits for its
+ * end (measured: P99 of a fault beside a busy lane 0.3 ms, with 1 MiB 2 ms).
+ */
+#define ANSWER_BYTES (UINT64_C(256) << 10)
 #define ANSWER_PAGES 4096
 /* Batches and requests that one poll handles at most, so that its caller can look around. */
 #define POLL_STEPS 16

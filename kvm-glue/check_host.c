@@ -154,22 +154,42 @@ static void probe_tracking(struct lm_check *c)
 				"seccomp profile that allows userfaultfd. A destination does without");
 }
 
-static void probe_minor(struct lm_check *c)
+static bool uffd_has(uint64_t features)
 {
-	LM_AUTO_FD int fd = uffd_open(LM_UFFD_FEATURE_MINOR_SHMEM | LM_UFFD_FEATURE_MINOR_HUGETLBFS);
+	LM_AUTO_FD int fd = uffd_open(features);
 
-	found(c, "minor faults on shared memory: %s", fd >= 0 ? "yes" : "no");
-	if (fd < 0)
-		advise(c, LM_CHECK_WARN, "post-copy needs Linux 5.14 or newer with CONFIG_USERFAULTFD");
+	return fd >= 0;
 }
 
+/* Of an empty range it only says whether the kernel knows the advice. */
+static bool can_drop_locked(void)
+{
+	return !madvise(NULL, 0, LM_MADV_DONTNEED_LOCKED);
+}
+
+static void probe_minor(struct lm_check *c)
+{
+	bool shmem = uffd_has(UFFD_FEATURE_MISSING_SHMEM | LM_UFFD_FEATURE_MINOR_SHMEM);
+	bool huge = uffd_has(UFFD_FEATURE_MISSING_HUGETLBFS | LM_UFFD_FEATURE_MINOR_HUGETLBFS);
+	bool drop = can_drop_locked();
+
+	found(c, "faults on missing pages: tmpfs %s, hugetlbfs %s%s", shmem ? "yes" : "no", huge ? "yes" : "no",
+	      drop ? "" : "; mapped pages cannot be dropped");
+	if (!shmem || !huge || !drop)
+		advise(c, LM_CHECK_WARN, "post-copy into this host needs Linux 5.18 or newer with CONFIG_USERFAULTFD; "
+				"in a container, a seccomp profile that allows userfaultfd");
+}
+
+/* QEMU makes the userfaultfd, and may do so with the privilege that it has, or with the device that we open. */
 static void probe_uffd_permission(struct lm_check *c)
 {
 	long allowed = number_read("/proc/sys/vm/unprivileged_userfaultfd", 1);
+	bool device = !access("/dev/userfaultfd", R_OK | W_OK);
 
-	found(c, "vm.unprivileged_userfaultfd=%ld%s", allowed, has_cap(CAP_SYS_PTRACE) ? ", CAP_SYS_PTRACE" : "");
-	if (!allowed && !has_cap(CAP_SYS_PTRACE))
-		advise(c, LM_CHECK_WARN, "post-copy needs root, CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1");
+	found(c, "vm.unprivileged_userfaultfd=%ld, /dev/userfaultfd %s be opened", allowed, device ? "can" : "cannot");
+	if (!allowed && !device)
+		advise(c, LM_CHECK_WARN, "post-copy into a QEMU without privileges needs root and Linux 6.1 or newer, "
+				"or vm.unprivileged_userfaultfd=1");
 }
 
 static void probe_ptrace(struct lm_check *c)
@@ -242,17 +262,6 @@ static void probe_kvm(struct lm_check *c)
 	       "guests run by emulation (TCG) only: load kvm_intel or kvm_amd, join group kvm");
 }
 
-static void probe_rdma(struct lm_check *c)
-{
-	char names[128];
-	unsigned n = entries_count("/sys/class/infiniband", "", names, sizeof(names));
-
-	found(c, "%s", n ? names : "none");
-	if (!n)
-		advise(c, LM_CHECK_ABSENT, "the rdma transport cannot be used, tcp is: install an RDMA NIC and "
-				"its driver, or `rdma link add rxe0 type rxe netdev IFACE` for a software one");
-}
-
 static void probe_numa(struct lm_check *c)
 {
 	char names[128];
@@ -300,7 +309,6 @@ static const struct probe probes[] = {
 	{ "huge pages of 1 GiB", probe_huge_1g },
 	{ "transparent huge pages for shared memory", probe_shmem_thp },
 	{ "KVM", probe_kvm },
-	{ "RDMA devices", probe_rdma },
 	{ "NUMA nodes", probe_numa },
 };
 
@@ -315,5 +323,7 @@ LM_API int lm_check_host(lm_check_fn *fn, void *opaque)
 		failures += c.status == LM_CHECK_FAIL;
 		fn(opaque, &c);
 	}
+	for (const char *const *name = lm_transport_names(); *name; name++)
+		lm_check_transport(*name, fn, opaque);
 	return failures;
 }

@@ -78,6 +78,19 @@ static int find_pid(const struct lm_options *o, pid_t *ret, struct lm_error *err
 	return r;
 }
 
+/* With every page whole the engine before us may have taken the pager out already. */
+static int pager_reopen(pid_t pid, const struct lm_ram *ram, const struct lm_pcstate_head *head,
+			struct lm_pager **ret, struct lm_error *err)
+{
+	int r = lm_uffd_pager_reopen(pid, ram, head->vm_fd, ret, err);
+
+	if (!r || !head->whole)
+		return r;
+	*ret = NULL;
+	lm_err_clear(err);
+	return 0;
+}
+
 static int recover_open(struct lm_options *copy, enum lm_side side, int cancel_fd, struct lm_session **ret,
 			struct lm_error *err)
 {
@@ -100,7 +113,7 @@ static int recover_open(struct lm_options *copy, enum lm_side side, int cancel_f
 	if (!r)
 		r = lm_qemu_ram_reopen(pid, &ram, side == LM_DEST, err);
 	if (!r && side == LM_DEST)
-		r = lm_uffd_pager_reopen(pid, &ram, state.head->vm_fd, &pager, err);
+		r = pager_reopen(pid, &ram, state.head, &pager, err);
 	if (!r)
 		return lm_session_new_recover(copy, side, vm, cancel_fd, &ram, pager, &state, ret, err);
 	lm_pager_close(pager);

@@ -6,7 +6,6 @@
 #include <sys/syscall.h>
 #include "cleanup.h"
 #include "qemu_priv.h"
-#include "uffd_pager.h"
 #include "uffd_wp.h"
 
 void qemu_debug(struct qemu *q, const char *fmt, ...)
@@ -123,13 +122,6 @@ static void qemu_detach(struct lm_vm *vm)
 static int qemu_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err)
 {
 	return lm_uffd_wp_new(qemu_of(vm)->pid, ram, ret, err);
-}
-
-static int qemu_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err)
-{
-	if (qemu_of(vm)->side != LM_DEST)
-		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "only a destination waits for pages");
-	return lm_uffd_pager_new(qemu_of(vm)->pid, ram, ret, err);
 }
 
 static int qemu_resume(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times *ret, struct lm_error *err)

@@ -135,6 +135,8 @@ int qemu_undo(struct qemu *q, int64_t deadline_ns, struct lm_error *err);
 int qemu_state_load(struct lm_vm *vm, int state_fd, struct lm_error *err);
 int qemu_state_wait(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err);
 int qemu_run_loaded(struct qemu *q, int64_t deadline_ns, struct lm_error *err);
+/* qemu_pager.c */
+int qemu_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
 /* qemu_rescue.c */
 int qemu_rescue(int rescue_fd, int pidfd, enum lm_rescue what, int64_t deadline_ns, struct lm_error *err);
 /* Keeps a copy of the socket and gives it to QEMU under QEMU_FD_NAME. */

@@ -17,6 +17,10 @@
 #define LM_UFFD_FEATURE_WP_HUGETLBFS_SHMEM (UINT64_C(1) << 12)
 #define LM_UFFD_FEATURE_WP_UNPOPULATED     (UINT64_C(1) << 13)
 #define LM_UFFD_FEATURE_WP_ASYNC           (UINT64_C(1) << 15)
+#define LM_USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+
+/* asm-generic/mman-common.h: Linux 5.18, which is also the first that drops huge pages */
+#define LM_MADV_DONTNEED_LOCKED 24
 
 /* linux/fs.h */
 #define LM_PAGE_IS_WRITTEN (UINT64_C(1) << 1)

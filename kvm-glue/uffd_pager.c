@@ -24,7 +24,6 @@
  */
 #include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include "cleanup.h"
 #include "inject.h"
@@ -34,14 +33,10 @@
 
 #define MESSAGES 64 /* per read: 2 KiB of stack */
 /*
- * Per injected call.  Dropping a GiB that is all mapped takes up to 10 ms, and
- * the calls of one injection have 2 s.
+ * Per injected call.  Dropping a GiB that is all mapped takes 15 to 40 ms, and the
+ * calls of one injection have 2 s.
  */
-#define DROP_STEP (UINT64_C(4) << 30)
-
-#ifndef MADV_DONTNEED_LOCKED
-#define MADV_DONTNEED_LOCKED 24 /* Linux 5.18, which is also the first that drops huge pages */
-#endif
+#define DROP_STEP (UINT64_C(1) << 30)
 
 int uffd_pager_gone(const struct uffd_pager *u, struct lm_error *err)
 {
@@ -99,8 +94,8 @@ static int make_error(const struct uffd_pager *u, int code, struct lm_error *err
 {
 	if (code == -EPERM)
 		return lm_err(err, code, LM_SCOPE_SESSION,
-			      "process %d runs without privileges and may not wait for pages inside the kernel: "
-			      "sysctl vm.unprivileged_userfaultfd=1, or --postcopy never", (int)u->pid);
+			      "process %d runs without privileges and may not make a userfaultfd that the kernel "
+			      "waits for, too: sysctl vm.unprivileged_userfaultfd=1", (int)u->pid);
 	if (code == -EMFILE || code == -ENFILE)
 		return lm_err_errno(err, code, LM_SCOPE_SESSION, "process %d has no descriptor left (ulimit -n)",
 				    (int)u->pid);
@@ -110,15 +105,21 @@ static int make_error(const struct uffd_pager *u, int code, struct lm_error *err
 }
 
 /* Not in user mode only: KVM, vhost and read(2) must wait for pages, too. */
-static int uffd_make(struct uffd_pager *u, struct lm_error *err)
+static int uffd_make(struct uffd_pager *u, int vm_device, struct lm_error *err)
 {
 	struct lm_inject_call call = {
-		.nr = SYS_userfaultfd,
-		.args = { O_CLOEXEC | O_NONBLOCK },
+		.nr = SYS_userfaultfd, .args = { O_CLOEXEC | O_NONBLOCK }, .result = LM_INJECT_COPY_FD,
+	};
+	struct lm_inject_call by_device = {
+		.nr = SYS_ioctl,
+		.args = { (uint64_t)vm_device, LM_USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK },
 		.result = LM_INJECT_COPY_FD,
 	};
-	int r = lm_inject(u->pid, &call, 1, NULL, err);
+	int r;
 
+	if (vm_device >= 0)
+		call = by_device;
+	r = lm_inject(u->pid, &call, 1, NULL, err);
 	if (r)
 		return r;
 	if (call.ret < 0)
@@ -192,7 +193,7 @@ static struct lm_inject_call drop_call(const struct lm_region *r, uint64_t at)
 
 	return (struct lm_inject_call){
 		.nr = SYS_madvise,
-		.args = { r->vm_addr + at, len, MADV_DONTNEED_LOCKED },
+		.args = { r->vm_addr + at, len, LM_MADV_DONTNEED_LOCKED },
 	};
 }
 
@@ -399,14 +400,20 @@ static int pager_done(struct uffd_pager *u, int r, struct lm_pager **ret)
 	return r;
 }
 
-int lm_uffd_pager_new(pid_t pid, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err)
+int lm_uffd_pager_new_by(pid_t pid, const struct lm_ram *ram, int vm_device, struct lm_pager **ret,
+			 struct lm_error *err)
 {
 	struct uffd_pager *u = NULL;
 	int r = pager_alloc(pid, ram, &u, err);
 
 	if (!r)
-		r = uffd_make(u, err);
+		r = uffd_make(u, vm_device, err);
 	return pager_done(u, r, ret);
+}
+
+int lm_uffd_pager_new(pid_t pid, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err)
+{
+	return lm_uffd_pager_new_by(pid, ram, -1, ret, err);
 }
 
 /* The features that a userfaultfd of ours was made with; 0 when they cannot be read. */

@@ -15,6 +15,13 @@
 int lm_uffd_pager_new(pid_t pid, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
 
 /*
+ * The same, for a process that may not call userfaultfd(2) for want of privilege
+ * (-EPERM): vm_device is its descriptor of /dev/userfaultfd, not needed later.
+ */
+int lm_uffd_pager_new_by(pid_t pid, const struct lm_ram *ram, int vm_device, struct lm_pager **ret,
+			 struct lm_error *err);
+
+/*
  * Take an armed pager over whose engine is dead: vm_fd is what it was there.
  * Neither stops the process nor needs an answer of it: all of its threads may be
  * waiting for pages.  Faults that the dead engine had read come again after wake.

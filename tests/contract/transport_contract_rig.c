@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include "stream.h"
@@ -84,6 +85,37 @@ static void expect_guards(struct side *s)
 	}
 }
 
+/* The whole region is one mebibyte of memory mapped again and again: only the destination is large. */
+void rig_map_long(struct rig *rig, uint64_t size)
+{
+	struct lm_region *from = &rig->src.region[0], *to = &rig->dst.region[0];
+	const uint64_t mib = 1 << 20;
+	uint8_t *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	assert_ptr_not_equal(p, MAP_FAILED);
+	assert_int_equal(rig->size, mib);
+	for (uint64_t at = 0; at < size; at += mib)
+		assert_ptr_not_equal(mmap(p + at, mib, PROT_READ, MAP_SHARED | MAP_FIXED, from->fd,
+					  (off_t)from->file_offset), MAP_FAILED);
+	from->host = p;
+	from->size = to->size = size;
+	assert_int_equal(ftruncate(to->fd, (off_t)(size + 2 * PAGE)), 0);
+	to->host = (uint8_t *)mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, to->fd, PAGE);
+	assert_ptr_not_equal(to->host, MAP_FAILED);
+}
+
+void rig_unmap_long(struct rig *rig)
+{
+	struct lm_region *from = &rig->src.region[0], *to = &rig->dst.region[0];
+
+	munmap(from->host, from->size);
+	munmap(to->host, to->size);
+	from->host = rig->src.map[0] + PAGE;
+	to->host = rig->dst.map[0] + PAGE;
+	from->size = to->size = rig->size;
+	memset(to->host + to->size, GUARD_BYTE, PAGE); /* it was inside for a while */
+}
+
 /* ---- both ends ---- */
 
 static void set_env(const char *name, const char *value)
@@ -111,6 +143,11 @@ void rig_make_transports(struct rig *rig)
 	set_env("LM_TCP_PLACE", b->place);
 	if (!b->listen) {
 		assert_int_equal(lm_transport_loop_new(&rig->src.t, &rig->dst.t), 0);
+		return;
+	}
+	if (b->rdma) {
+		rig->src.t = lm_transport_find("rdma")->make();
+		rig->dst.t = lm_transport_find("rdma")->make();
 		return;
 	}
 	if (lm_stream_listen(b->listen, false, &rig->listen_fd, rig->address, &err))
@@ -147,34 +184,76 @@ struct rig *rig_new(const struct backend *b, unsigned nlanes, uint64_t size, boo
 		rig->params[side] = (struct lm_transport_params){
 			.side = (enum lm_side)side, .nlanes = nlanes, .token = "a token, secret",
 			.listen_fd = rig->listen_fd, .peer = rig->address, .cancel_fd = -1,
-			.deadline_ns = lm_now_ns() + 20 * LM_NS_PER_S,
+			.deadline_ns = lm_now_ns() + 20 * LM_NS_PER_S, .insecure = b->rdma, .pin = b->pin,
+			.endpoint = rig->endpoint,
 		};
 	return rig;
+}
+
+static const char *source_netns;
+
+static void enter(const char *netns)
+{
+	int fd = netns && *netns ? open(netns, O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd >= 0) {
+		assert_int_equal(setns(fd, CLONE_NEWNET), 0);
+		close(fd);
+	}
+}
+
+void rig_namespaces(const char *source, const char *dest)
+{
+	source_netns = source;
+	enter(dest);
+}
+
+static void *guest_main(void *arg)
+{
+	struct guest *g = arg;
+
+	enter(source_netns);
+	return g->fn(g->arg);
+}
+
+void rig_before_open(struct rig *rig, void *(*fn)(void *), void *arg, pthread_t *ret)
+{
+	assert_true(rig->nguests < sizeof(rig->guests) / sizeof(rig->guests[0]));
+	rig->guests[rig->nguests++] = (struct guest){ fn, arg, ret };
 }
 
 static void *open_source(void *arg)
 {
 	struct rig *rig = arg;
 
+	enter(source_netns);
 	rig->src.open_result = lm_transport_open(rig->src.t, &rig->params[LM_SOURCE], &rig->src.err);
 	return NULL;
 }
 
-void rig_add_regions(struct side *s)
+void rig_add_regions(struct rig *rig, struct side *s)
 {
-	struct lm_key key;
+	struct lm_key unused;
 
 	for (unsigned i = 0; i < RIG_REGIONS; i++) {
-		assert_int_equal(lm_transport_region_add(s->t, &s->region[i], &key, &s->err), 0);
-		if (s->t->side == LM_SOURCE)
-			assert_int_equal(lm_transport_region_bind(s->t, i, &key, &s->err), 0);
+		bool active = lm_transport_is_active(s->t);
+
+		if (lm_transport_region_add(s->t, &s->region[i], active ? &unused : &rig->keys[i], &s->err))
+			fail_msg("%s", s->err.msg);
+		if (active && lm_transport_region_bind(s->t, i, &rig->keys[i], &s->err))
+			fail_msg("%s", s->err.msg);
 	}
 }
 
 void rig_connect(struct rig *rig)
 {
 	pthread_t thread;
+	bool push;
 
+	if (lm_transport_listen(rig->dst.t, &rig->params[LM_DEST], rig->endpoint, &rig->dst.err))
+		fail_msg("listen: %s", rig->dst.err.msg);
+	for (unsigned i = 0; i < rig->nguests; i++)
+		assert_int_equal(pthread_create(rig->guests[i].thread, NULL, guest_main, &rig->guests[i]), 0);
 	assert_int_equal(pthread_create(&thread, NULL, open_source, rig), 0);
 	rig->dst.open_result = lm_transport_open(rig->dst.t, &rig->params[LM_DEST], &rig->dst.err);
 	pthread_join(thread, NULL);
@@ -182,8 +261,24 @@ void rig_connect(struct rig *rig)
 		fail_msg("destination: %s", rig->dst.err.msg);
 	if (rig->src.open_result)
 		fail_msg("source: %s", rig->src.err.msg);
-	rig_add_regions(&rig->dst);
-	rig_add_regions(&rig->src);
+	push = rig->params[LM_SOURCE].direction == LM_PUSH;
+	rig_add_regions(rig, push ? &rig->dst : &rig->src);
+	rig_add_regions(rig, push ? &rig->src : &rig->dst);
+}
+
+void rig_set_direction(struct rig *rig, enum lm_direction direction)
+{
+	rig->params[LM_SOURCE].direction = rig->params[LM_DEST].direction = direction;
+}
+
+struct rig *rig_open_pull(const struct backend *b, unsigned nlanes, uint64_t size)
+{
+	struct rig *rig = rig_new(b, nlanes, size, false);
+
+	assert_non_null(rig);
+	rig_set_direction(rig, LM_PULL);
+	rig_connect(rig);
+	return rig;
 }
 
 struct rig *rig_open(const struct backend *b, unsigned nlanes, uint64_t size)
@@ -281,13 +376,15 @@ unsigned open_descriptors(void)
 static void *pump_main(void *arg)
 {
 	struct pump *p = arg;
+	struct rig *rig = p->rig;
+	struct lm_transport *t = rig->params[LM_DEST].direction == LM_PULL ? rig->src.t : rig->dst.t;
 	struct lm_error err;
 	int r = 0;
 
 	while (!r && !atomic_load(&p->stop)) {
 		struct lm_poll_result res;
 
-		r = lm_transport_poll(p->rig->dst.t, p->lane, 5, &res, &err);
+		r = lm_transport_poll(t, p->lane, 5, &res, &err);
 		atomic_fetch_add(&p->bytes, res.bytes);
 		if (!r && res.closed)
 			r = 1;
@@ -392,7 +489,62 @@ int send_runs(struct rig *rig, unsigned lane, const struct lm_run *runs, unsigne
 	return r ? r : flush_lane(rig, lane, next_flush());
 }
 
-int dest_poll_until_error(struct rig *rig, unsigned lane, int timeout_ms, struct lm_error *err)
+/* ---- fetching ---- */
+
+int fetch_poll(struct rig *rig, unsigned lane, int timeout_ms, struct lm_error *err)
+{
+	struct lm_poll_result res;
+	int r = lm_transport_poll(rig->dst.t, lane, timeout_ms, &res, err);
+
+	assert_true(res.fetched >= rig->fetch[lane].whole);
+	assert_true(res.fetched <= rig->fetch[lane].asked);
+	rig->fetch[lane].whole = res.fetched;
+	rig->fetch[lane].bytes += res.bytes;
+	return !r && res.closed ? -ECONNRESET : r;
+}
+
+int fetch_try(struct rig *rig, unsigned lane, const struct lm_run *runs, unsigned n, struct lm_error *err)
+{
+	int r = lm_transport_fetch(rig->dst.t, lane, runs, n, err);
+
+	if (r > 0)
+		rig->fetch[lane].asked += (unsigned)r;
+	assert_true(r != 0 && r <= (int)n);
+	return r;
+}
+
+int fetch_wait(struct rig *rig, unsigned lane)
+{
+	int64_t until = lm_now_ns() + 60 * LM_NS_PER_S;
+	struct lm_error err;
+	int r = 0;
+
+	while (!r && rig->fetch[lane].whole < rig->fetch[lane].asked)
+		r = lm_now_ns() < until ? fetch_poll(rig, lane, 20, &err) : -ETIMEDOUT;
+	return r;
+}
+
+int fetch_runs(struct rig *rig, unsigned lane, const struct lm_run *runs, unsigned n)
+{
+	int64_t until = lm_now_ns() + 60 * LM_NS_PER_S;
+	struct lm_error err;
+	unsigned done = 0;
+
+	while (done < n && lm_now_ns() < until) {
+		unsigned some = n - done < LM_WRITE_MAX ? n - done : LM_WRITE_MAX;
+		int r = fetch_try(rig, lane, runs + done, some, &err);
+
+		if (r > 0)
+			done += (unsigned)r;
+		else if (r == -EAGAIN)
+			r = fetch_poll(rig, lane, 20, &err);
+		if (r < 0)
+			return r;
+	}
+	return done < n ? -ETIMEDOUT : fetch_wait(rig, lane);
+}
+
+static int poll_until_error(struct lm_transport *t, unsigned lane, int timeout_ms, struct lm_error *err)
 {
 	int64_t until = lm_now_ns() + timeout_ms * LM_NS_PER_MS;
 	int r = 0;
@@ -400,7 +552,17 @@ int dest_poll_until_error(struct rig *rig, unsigned lane, int timeout_ms, struct
 	while (!r && lm_now_ns() < until) {
 		struct lm_poll_result res;
 
-		r = lm_transport_poll(rig->dst.t, lane, 5, &res, err);
+		r = lm_transport_poll(t, lane, 5, &res, err);
 	}
 	return r;
+}
+
+int dest_poll_until_error(struct rig *rig, unsigned lane, int timeout_ms, struct lm_error *err)
+{
+	return poll_until_error(rig->dst.t, lane, timeout_ms, err);
+}
+
+int source_poll_until_error(struct rig *rig, unsigned lane, int timeout_ms, struct lm_error *err)
+{
+	return poll_until_error(rig->src.t, lane, timeout_ms, err);
 }

@@ -8,18 +8,14 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "stream.h"
-#include "transport_contract.h"
-#include "transport_tcp_wire.h"
+#include "transport_contract_tcp.h"
 
 static const struct backend tcp = { .name = "tcp", .listen = "127.0.0.1:0" };
 static struct lm_error err;
 
-#define NREGION_PAGES 16
-
 /* ---- by hand ---- */
 
-static struct lm_stream *dial(struct rig *rig)
+struct lm_stream *dial(struct rig *rig)
 {
 	struct lm_stream *s = NULL;
 
@@ -28,18 +24,19 @@ static struct lm_stream *dial(struct rig *rig)
 	return s;
 }
 
-static void say(struct lm_stream *s, const void *p, size_t len)
+void say(struct lm_stream *s, const void *p, size_t len)
 {
 	struct iovec iov = { (void *)p, len };
 
 	lm_stream_send_all(s, &iov, 1, lm_now_ns() + 5 * LM_NS_PER_S, -1, &err);
 }
 
-static struct tcp_preamble preamble(const struct rig *rig, unsigned lane)
+struct tcp_preamble preamble(const struct rig *rig, unsigned lane)
 {
 	struct tcp_preamble p = {
 		.magic = lm_le64(TCP_PREAMBLE_MAGIC), .version = lm_le32(TCP_VERSION),
 		.lane = lm_le32(lane), .nlanes = lm_le32(rig->params[LM_DEST].nlanes),
+		.direction = lm_le32(rig->params[LM_DEST].direction),
 	};
 
 	memcpy(p.token, rig->params[LM_DEST].token, sizeof(p.token));
@@ -54,8 +51,7 @@ static void *open_dest(void *arg)
 	return NULL;
 }
 
-/* A destination with one lane whose other end is a bare socket. */
-static struct lm_stream *rig_by_hand(struct rig *rig)
+struct lm_stream *rig_by_hand(struct rig *rig)
 {
 	struct lm_stream *s = dial(rig);
 	struct tcp_preamble p = preamble(rig, 0);
@@ -68,21 +64,8 @@ static struct lm_stream *rig_by_hand(struct rig *rig)
 	assert_int_equal(rig->dst.open_result, 0);
 	assert_int_equal(lm_stream_recv_all(s, &f, sizeof(f), lm_now_ns() + LM_NS_PER_S, -1, &err), 0);
 	assert_int_equal(lm_le32_get(f.type), TCP_WELCOME);
-	rig_add_regions(&rig->dst);
+	rig_add_regions(rig, &rig->dst);
 	return s;
-}
-
-struct message {
-	struct tcp_frame frame;
-	struct tcp_desc desc[LM_WRITE_MAX];
-	uint8_t data[2 * LM_PAGE_SIZE];
-	unsigned ndesc;
-	size_t ndata;
-};
-
-static struct tcp_desc desc(uint32_t region, uint32_t kind, uint64_t offset, uint64_t len)
-{
-	return (struct tcp_desc){ lm_le32(region), lm_le32(kind), lm_le64(offset), lm_le64(len) };
 }
 
 /* A good batch of two pages; what is hostile changes something in it. */
@@ -100,7 +83,7 @@ static void message_init(struct message *m)
 	m->ndata = 2 * PAGE;
 }
 
-static void message_say(struct lm_stream *s, const struct message *m)
+void message_say(struct lm_stream *s, const struct message *m)
 {
 	say(s, &m->frame, sizeof(m->frame));
 	say(s, m->desc, m->ndesc * sizeof(m->desc[0]));
@@ -319,7 +302,7 @@ static void strangers_do_not_keep_our_lanes_out(void **state)
 	rig_free(rig);
 }
 
-static bool hangs_up(struct lm_stream *s)
+bool hangs_up(struct lm_stream *s)
 {
 	uint8_t byte;
 
@@ -346,7 +329,7 @@ static void a_second_lane_with_the_same_number_is_hung_up_on(void **state)
 	pthread_join(thread, NULL);
 	assert_int_equal(rig->dst.open_result, 0);
 	assert_int_equal(lm_stream_recv_all(other, &f, sizeof(f), lm_now_ns() + LM_NS_PER_S, -1, &err), 0);
-	rig_add_regions(&rig->dst);
+	rig_add_regions(rig, &rig->dst);
 	assert_int_equal(dest_poll_until_error(rig, 0, 50, &err), 0); /* the first is not hurt */
 	lm_stream_close(first);
 	lm_stream_close(second);

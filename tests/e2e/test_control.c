@@ -105,12 +105,13 @@ static void sigint_at_the_destination_leaves_the_guest_on_the_source(struct rig 
 	retry(p.a, &calm);
 }
 
-static const char *const slow[] = { "--max-bandwidth", "64MiB/s", "--max-downtime", "5ms" };
+static const char *const slow[] = { "--max-bandwidth", "64MiB/s", "--max-downtime", "5ms",
+					 "--postcopy", "never" };
 
 static void a_guest_that_writes_faster_than_the_link_stalls_and_stays(struct rig *rig)
 {
 	struct pair p = begin(rig, &busy, &(struct rig_run_options){
-		.args = { slow[0], slow[1], slow[2], slow[3], "--on-stall", "abort" } });
+		.args = { slow[0], slow[1], slow[2], slow[3], slow[4], slow[5], "--on-stall", "abort" } });
 
 	assert_int_equal(rig_run_wait(p.send, 3 * RIG_WAIT_MS), EXIT_STALLED);
 	assert_string_equal(rig_run_outcome(p.send), "stalled");
@@ -123,7 +124,7 @@ static void a_guest_that_writes_faster_than_the_link_stalls_and_stays(struct rig
 static void a_guest_that_writes_faster_than_the_link_moves_by_force(struct rig *rig)
 {
 	struct pair p = begin(rig, &busy, &(struct rig_run_options){
-		.args = { slow[0], slow[1], slow[2], slow[3], "--on-stall", "force" } });
+		.args = { slow[0], slow[1], slow[2], slow[3], slow[4], slow[5], "--on-stall", "force" } });
 
 	assert_int_equal(rig_run_wait(p.send, 3 * RIG_WAIT_MS), 0);
 	assert_non_null(rig_run_event_is(p.send, "decision", "decision", "force", 0));
@@ -134,7 +135,7 @@ static void a_guest_that_writes_faster_than_the_link_moves_by_force(struct rig *
 static void the_time_limit_ends_a_migration_that_waits_forever(struct rig *rig)
 {
 	struct pair p = begin(rig, &busy, &(struct rig_run_options){
-		.args = { slow[0], slow[1], slow[2], slow[3], "--on-stall", "wait", "--timeout", "4s" } });
+		.args = { slow[0], slow[1], slow[2], slow[3], slow[4], slow[5], "--on-stall", "wait", "--timeout", "4s" } });
 	int64_t at = rig_now_ms();
 
 	assert_int_equal(rig_run_wait(p.send, 3 * RIG_WAIT_MS), EXIT_ABORTED);

@@ -34,7 +34,8 @@ static void receive_all(struct lm_control *c)
 		r = lm_control_recv(c, &msg, lm_deadline_after(LM_NS_PER_S), &err);
 		if (r)
 			break;
-		assert(msg.type > 0 && msg.type < LM_MSG_PING && msg.type != LM_MSG_ABORT);
+		assert(msg.type > 0 && msg.type < LM_MSG_TYPES);
+		assert(msg.type != LM_MSG_PING && msg.type != LM_MSG_PONG && msg.type != LM_MSG_ABORT);
 		assert(msg.len <= LM_WIRE_PAYLOAD_MAX);
 		for (uint32_t i = 0; i < msg.len; i++)
 			err.code += msg.payload[i]; /* all of it can be read */

@@ -56,7 +56,9 @@ struct rig_relay {
 	unsigned nlinks;
 	uint8_t *said;
 	size_t said_len;
+	in_port_t port;
 	char address[64];
+	char mend[2 * RIG_PATH_MAX + 64];
 	char cut[2 * RIG_PATH_MAX + 64], silence[2 * RIG_PATH_MAX + 64];
 };
 
@@ -164,16 +166,33 @@ static short link_wants(const struct link *l, int side)
 	return (in->from == in->to && !in->ended ? POLLIN : 0) | (out->from < out->to ? POLLOUT : 0);
 }
 
+/* On the port that it had, or on any. */
+static void listen_on(struct rig_relay *r, in_port_t port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = port };
+	socklen_t len = sizeof(a);
+	int one = 1;
+
+	r->listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	setsockopt(r->listen_fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	assert_int_equal(bind(r->listen_fd, (struct sockaddr *)&a, sizeof(a)), 0);
+	assert_int_equal(listen(r->listen_fd, 64), 0);
+	assert_int_equal(getsockname(r->listen_fd, (struct sockaddr *)&a, &len), 0);
+	r->port = a.sin_port;
+	snprintf(r->address, sizeof(r->address), "127.0.0.1:%u", ntohs(a.sin_port));
+}
+
 static void obey(struct rig_relay *r)
 {
 	char word = 0;
 
-	if (read(r->ask, &word, 1) != 1 || (word != 'c' && word != 's'))
+	if (read(r->ask, &word, 1) != 1 || !strchr("csm", word))
 		return;
 	if (word == 'c')
 		cut_all(r);
-	else
-		r->silent = true;
+	else if (word == 'm' && r->listen_fd < 0)
+		listen_on(r, r->port);
+	r->silent = word == 's';
 	if (write(r->answer, "done\n", 5) < 0)
 		perror("relay");
 }
@@ -234,18 +253,6 @@ void rig_relay_to(struct rig_relay *r, const char *to)
 	freeaddrinfo(a);
 }
 
-static void listen_anywhere(struct rig_relay *r)
-{
-	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	socklen_t len = sizeof(a);
-
-	r->listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	assert_int_equal(bind(r->listen_fd, (struct sockaddr *)&a, sizeof(a)), 0);
-	assert_int_equal(listen(r->listen_fd, 64), 0);
-	assert_int_equal(getsockname(r->listen_fd, (struct sockaddr *)&a, &len), 0);
-	snprintf(r->address, sizeof(r->address), "127.0.0.1:%u", ntohs(a.sin_port));
-}
-
 static int fifo(const char *path)
 {
 	assert_int_equal(mkfifo(path, 0600), 0);
@@ -261,7 +268,7 @@ struct rig_relay *rig_relay_start(struct rig *rig)
 	assert_non_null(r);
 	r->said = malloc(SAID_MAX);
 	assert_non_null(r->said);
-	listen_anywhere(r);
+	listen_on(r, 0);
 	serial++;
 	rig_path(rig, ask, "%u.ask", serial);
 	rig_path(rig, answer, "%u.answer", serial);
@@ -269,6 +276,7 @@ struct rig_relay *rig_relay_start(struct rig *rig)
 	r->answer = fifo(answer);
 	snprintf(r->cut, sizeof(r->cut), "echo c >%s; read x <%s", ask, answer);
 	snprintf(r->silence, sizeof(r->silence), "echo s >%s; read x <%s", ask, answer);
+	snprintf(r->mend, sizeof(r->mend), "echo m >%s; read x <%s", ask, answer);
 	assert_int_equal(pthread_create(&r->thread, NULL, relay, r), 0);
 	r->next = rig->relays;
 	rig->relays = r;
@@ -310,6 +318,18 @@ const char *rig_relay_silence_command(const struct rig_relay *r)
 void rig_relay_cut(struct rig_relay *r)
 {
 	if (system(r->cut))
+		fail_msg("the relay does not obey");
+}
+
+void rig_relay_silence(struct rig_relay *r)
+{
+	if (system(r->silence))
+		fail_msg("the relay does not obey");
+}
+
+void rig_relay_mend(struct rig_relay *r)
+{
+	if (system(r->mend))
 		fail_msg("the relay does not obey");
 }
 

@@ -241,6 +241,9 @@ const char *rig_relay_cut_command(const struct rig_relay *r);
 /* The same, but nothing is closed: a network that swallows everything. */
 const char *rig_relay_silence_command(const struct rig_relay *r);
 void rig_relay_cut(struct rig_relay *r);
+void rig_relay_silence(struct rig_relay *r);
+/* After either: connections come through again, at the same address. */
+void rig_relay_mend(struct rig_relay *r);
 /* What clients said on their first connection, up to 4 MiB.  Borrowed; when nothing moves any more. */
 const uint8_t *rig_relay_said(const struct rig_relay *r, size_t *ret_len);
 

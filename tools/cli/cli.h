@@ -30,6 +30,8 @@ enum cli_exit {
 
 enum cli_shell { CLI_SHELL_NONE, CLI_SHELL_BASH, CLI_SHELL_ZSH };
 
+#define CLI_RAILS_MAX 10
+
 /* What the command line said; filled by cli_options_parse(). */
 struct cli_settings {
 	struct lm_options lm;
@@ -37,7 +39,10 @@ struct cli_settings {
 	unsigned verbose;
 	bool quit_source;
 	bool run_here, end_here, yes;
+	const char *listen, *to; /* recover: one of them; the others say it in lm.address */
+	bool recovering;         /* the guest has been switched over before we came */
 	int completion;        /* enum cli_shell */
+	const char *rails[CLI_RAILS_MAX]; /* lm.rails */
 	char *const *words;    /* what follows the options, NULL-ended */
 };
 
@@ -48,11 +53,14 @@ enum cli_kind {
 	CLI_NUMBER,    /* uint32_t, 1..max */
 	CLI_TIME,      /* int64_t nanoseconds, at least 1 */
 	CLI_TIMEOUT,   /* the same; "none" is 0 */
+	CLI_PATIENCE,  /* the same; "0" is 0 */
+	CLI_AFTER,     /* struct lm_options: 1..max is postcopy_after_rounds, a time postcopy_after_ns */
 	CLI_RATE,      /* uint64_t bytes per second; "none" is 0 */
 	CLI_PATH,      /* const char * */
 	CLI_ADDRESS,   /* const char *, "HOST:PORT" */
 	CLI_CHOICE,    /* int: index in choices */
 	CLI_TRANSPORT, /* const char *: "auto" or one of lm_transport_names() */
+	CLI_RAIL,      /* struct lm_options: one more of its rails; may be repeated */
 };
 
 struct cli_option {
@@ -62,7 +70,7 @@ struct cli_option {
 	bool required;
 	const char *argument;       /* its name in --help; NULL: takes none */
 	size_t offset;              /* in struct cli_settings */
-	uint32_t max;               /* CLI_NUMBER */
+	uint32_t max;               /* CLI_NUMBER, CLI_AFTER */
 	const char *const *choices; /* CLI_CHOICE, NULL-ended; an empty word is not offered */
 	const char *help;           /* one line or two; the default is added by itself */
 };
@@ -86,6 +94,8 @@ const struct cli_subcommand *cli_subcommand_find(const char *name);
 int cli_send(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_receive(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_check(const struct cli_subcommand *self, struct cli_settings *settings);
+int cli_postcopy(const struct cli_subcommand *self, struct cli_settings *settings);
+int cli_recover(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_resolve(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_transports(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_version(const struct cli_subcommand *self, struct cli_settings *settings);

@@ -37,7 +37,7 @@ static void wrapped(FILE *to, const char *text, size_t column)
 
 static void print_option(FILE *to, const struct cli_option *o)
 {
-	char words[64], text[256], value[64];
+	char words[64], text[512], value[64];
 	int len = option_words(o, words, sizeof(words));
 
 	if (o->letter)

@@ -180,6 +180,8 @@ static void add_blackout(struct json_object *to, const struct lm_blackout *b)
 
 static void add_summary(struct json_object *o, const struct lm_summary *s)
 {
+	struct json_object *postcopy;
+
 	add_text(o, "outcome", lm_outcome_name(s->outcome));
 	add_error(o, &s->error);
 	json_object_object_add(o, "guest_runs_here", json_object_new_boolean(s->guest_runs_here));
@@ -197,12 +199,10 @@ static void add_summary(struct json_object *o, const struct lm_summary *s)
 	add_int(o, "copying_ns", s->copying_ns);
 	add_int(o, "cpu_ns", s->cpu_ns);
 	add_blackout(o, &s->blackout);
-	if (s->postcopy.used) {
-		struct json_object *postcopy = json_object_new_object();
-
+	postcopy = s->postcopy.used ? json_object_new_object() : NULL;
+	if (postcopy)
 		add_postcopy(postcopy, &s->postcopy);
-		json_object_object_add(o, "postcopy", postcopy);
-	}
+	json_object_object_add(o, "postcopy", postcopy); /* null: none */
 }
 
 static struct json_object *from_event(const struct lm_event *e)

@@ -113,12 +113,28 @@ static int parse_path(const struct cli_option *o, const char *text, const char *
 	return 0;
 }
 
+/* Shape only: "DEVICE[:PORT[:GID]]"; the engine knows which there are. */
+static int parse_rail(const struct cli_option *o, const char *text, struct cli_settings *settings,
+		      struct lm_error *err)
+{
+	struct lm_options *lm = &settings->lm;
+	size_t len = strcspn(text, ":");
+
+	if (!len || len >= 64 || text[len + strspn(text + len, ":0123456789")])
+		return cli_invalid(err, "--%s: '%s' is not DEVICE[:PORT[:GID]], such as mlx5_0:1", o->name, text);
+	if (lm->nrails == CLI_RAILS_MAX)
+		return cli_invalid(err, "--%s: at most %d of them", o->name, CLI_RAILS_MAX);
+	settings->rails[lm->nrails++] = text;
+	lm->rails = settings->rails;
+	return 0;
+}
+
 static int parse_units(const struct cli_option *o, const char *text, void *at, struct lm_error *err)
 {
 	char why[256];
 	int rc;
 
-	if (o->kind != CLI_TIME && !strcmp(text, "none")) {
+	if ((o->kind == CLI_TIMEOUT || o->kind == CLI_RATE) && !strcmp(text, "none")) {
 		memset(at, 0, sizeof(int64_t));
 		return 0;
 	}
@@ -127,6 +143,27 @@ static int parse_units(const struct cli_option *o, const char *text, void *at, s
 	else
 		rc = cli_time_parse(text, at, why, sizeof(why));
 	return rc ? cli_invalid(err, "--%s: %s", o->name, why) : 0;
+}
+
+static int parse_patience(const struct cli_option *o, const char *text, int64_t *at, struct lm_error *err)
+{
+	if (strcmp(text, "0") && strcmp(text, "0s"))
+		return parse_units(o, text, at, err);
+	*at = 0;
+	return 0;
+}
+
+/* Digits alone are rounds; both may be given, one after the other: the first to come counts. */
+static int parse_after(const struct cli_option *o, const char *text, struct lm_options *lm, struct lm_error *err)
+{
+	char why[256];
+
+	if (*text && !text[strspn(text, "0123456789")])
+		return parse_number(o, text, &lm->postcopy_after_rounds, err);
+	if (cli_time_parse(text, &lm->postcopy_after_ns, why, sizeof(why)))
+		return cli_invalid(err, "--%s: '%s' is neither a number of rounds, such as 3, nor a time, such as 30s",
+				   o->name, text);
+	return 0;
 }
 
 static int parse_value(const struct cli_option *o, const char *text, struct cli_settings *settings,
@@ -147,6 +184,10 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
 	case CLI_TIMEOUT:
 	case CLI_RATE:
 		return parse_units(o, text, at, err);
+	case CLI_PATIENCE:
+		return parse_patience(o, text, at, err);
+	case CLI_AFTER:
+		return parse_after(o, text, at, err);
 	case CLI_PATH:
 		return parse_path(o, text, at, err);
 	case CLI_ADDRESS:
@@ -155,6 +196,8 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
 		return parse_choice(o, text, at, err);
 	case CLI_TRANSPORT:
 		return parse_transport(o, text, at, err);
+	case CLI_RAIL:
+		return parse_rail(o, text, settings, err);
 	}
 	return cli_invalid(err, "--%s: of unknown kind", o->name);
 }
@@ -296,6 +339,7 @@ bool cli_option_default(const struct cli_option *option, char *buf, size_t size)
 	switch (option->kind) {
 	case CLI_TIME:
 	case CLI_TIMEOUT:
+	case CLI_PATIENCE:
 		cli_time_default(*(const int64_t *)at, buf, size);
 		return true;
 	case CLI_RATE:

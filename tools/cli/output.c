@@ -17,6 +17,7 @@
 #define NS_PER_S     INT64_C(1000000000)
 #define PLAIN_EVERY  (2 * NS_PER_S) /* between two progress lines where there is no terminal */
 #define PLAIN_WIDTH  72
+#define PLAIN_LONG   120            /* where numbers, and not a bar, are what there is to say */
 #define PATIENCE_MS  2000           /* for a reader that does not read, at the end */
 #define CLEAR_LINE   "\r\033[K"
 
@@ -32,6 +33,8 @@ struct cli_output {
 	pthread_mutex_t lock;    /* for all that follows */
 	char drawn[512];         /* the progress line that stands on the terminal, "" if none */
 	int64_t plain_ns;        /* time of the last progress line */
+	struct cli_phase phase;
+	char address[128];       /* where the destination listens */
 	bool ended;
 };
 
@@ -77,6 +80,10 @@ int cli_output_open(struct cli_settings *settings, enum cli_side side, struct cl
 	out->side = side;
 	out->bar = !settings->json && !settings->quiet && can_redraw();
 	out->began_ns = now_ns(CLOCK_MONOTONIC);
+	snprintf(out->address, sizeof(out->address), "%s", settings->lm.address ? settings->lm.address : "");
+	if (side == CLI_SIDE_SEND)
+		snprintf(out->peer, sizeof(out->peer), "%s", out->address); /* until it has a number */
+	cli_phase_init(&out->phase, settings->recovering);
 	pthread_mutex_init(&out->lock, NULL);
 	rc = cli_sink_open(STDOUT_FILENO, &out->result);
 	if (!rc)
@@ -117,11 +124,10 @@ static void note(struct cli_output *out, const char *fmt, ...)
 	notes_put(out, CLI_NORMAL, text);
 }
 
-static void bar_draw(struct cli_output *out, const struct lm_progress *p)
+static void bar_draw(struct cli_output *out, const char *line)
 {
-	char line[400], text[420];
+	char text[420];
 
-	cli_progress_format(line, sizeof(line), terminal_width(), p, now_ns(CLOCK_MONOTONIC) - out->began_ns);
 	if (!strcmp(line, out->drawn))
 		return;
 	/* Written over the old line; only what stood to the right of it is cleared. */
@@ -140,17 +146,33 @@ static void bar_remove(struct cli_output *out)
 static void human_progress(struct cli_output *out, const struct lm_progress *p)
 {
 	int64_t now = now_ns(CLOCK_MONOTONIC);
-	char line[128];
+	char line[400];
 
-	if (out->bar) {
-		bar_draw(out, p);
-		return;
-	}
-	if (now - out->plain_ns < PLAIN_EVERY)
+	if (!out->bar && now - out->plain_ns < PLAIN_EVERY)
 		return;
 	out->plain_ns = now;
-	cli_progress_format(line, sizeof(line), PLAIN_WIDTH, p, now - out->began_ns);
-	note(out, "%s", line);
+	cli_progress_format(line, sizeof(line), out->bar ? terminal_width() : PLAIN_WIDTH, p, now - out->began_ns);
+	if (out->bar)
+		bar_draw(out, line);
+	else
+		note(out, "%s", line);
+}
+
+/* Its last line comes whenever it comes. */
+static void human_postcopy(struct cli_output *out, const struct lm_postcopy_stats *p)
+{
+	int64_t now = now_ns(CLOCK_MONOTONIC);
+	char line[400];
+
+	if (!out->bar && now - out->plain_ns < PLAIN_EVERY && p->missing_pages)
+		return;
+	out->plain_ns = now;
+	cli_progress_postcopy(line, sizeof(line), out->bar ? terminal_width() : PLAIN_LONG, p,
+			      now - out->began_ns);
+	if (out->bar)
+		bar_draw(out, line);
+	else
+		note(out, "%s", line);
 }
 
 static void human_round(struct cli_output *out, const struct lm_round *r)
@@ -172,12 +194,14 @@ static void human_decision(struct cli_output *out, const struct lm_decision *d)
 	static const char *const words[] = {
 		[LM_DECIDE_CONTINUE] = "one more round", [LM_DECIDE_SWITCHOVER] = "switching over",
 		[LM_DECIDE_FORCE] = "forcing the switchover", [LM_DECIDE_ABORT] = "giving up",
+		[LM_DECIDE_POSTCOPY] = "switching over, post-copy",
 	};
+	const char *word = (unsigned)d->kind < sizeof(words) / sizeof(words[0]) ? words[d->kind] : "?";
 	char reason[sizeof(d->reason)];
 
 	if (d->kind == LM_DECIDE_CONTINUE && !out->settings->verbose)
 		return;
-	note(out, "%s: %s", words[d->kind & 3], cli_text_clean(d->reason, reason, sizeof(reason)));
+	note(out, "%s: %s", word, cli_text_clean(d->reason, reason, sizeof(reason)));
 }
 
 static void human_log(struct cli_output *out, enum lm_log_level level, const char *text)
@@ -202,13 +226,18 @@ static void human_opened(struct cli_output *out, const struct lm_event *e)
 /* What a writer to a FILE wrote, into a sink. */
 static void put_verdict(struct cli_output *out, struct cli_sink *sink, const struct lm_summary *s, bool table)
 {
+	const struct cli_place place = {
+		.peer = out->peer, .address = out->address, .insecure = out->settings->lm.insecure,
+		.qmp = out->settings->lm.qmp, .pid = out->settings->lm.pid,
+		.postcopy = out->phase.postcopy,
+	};
 	char *text = NULL;
 	size_t len = 0;
 	FILE *f = open_memstream(&text, &len);
 
 	if (!f)
 		return;
-	cli_summary_verdict(out->side, s, out->peer, out->settings->lm.qmp, f);
+	cli_summary_verdict(out->side, s, &place, f);
 	if (table)
 		cli_summary_table(out->side, s, f);
 	fclose(f);
@@ -257,6 +286,9 @@ static void human_event(struct cli_output *out, const struct lm_event *e)
 	case LM_EVENT_DECISION:
 		human_decision(out, &e->u.decision);
 		break;
+	case LM_EVENT_POSTCOPY:
+		human_postcopy(out, &e->u.postcopy);
+		break;
 	case LM_EVENT_STAGE:
 		if (out->settings->verbose)
 			note(out, "stage: %s", e->u.stage.name);
@@ -281,7 +313,7 @@ static void json_put(struct cli_output *out, enum cli_weight weight, char *line)
 
 static enum cli_weight weight_of(enum lm_event_type type)
 {
-	if (type == LM_EVENT_PROGRESS)
+	if (type == LM_EVENT_PROGRESS || type == LM_EVENT_POSTCOPY)
 		return CLI_MAY_DROP;
 	return type == LM_EVENT_COMPLETED ? CLI_MUST_KEEP : CLI_NORMAL;
 }
@@ -291,6 +323,9 @@ void cli_output_event(void *opaque, const struct lm_event *e)
 	struct cli_output *out = opaque;
 
 	pthread_mutex_lock(&out->lock);
+	cli_phase_event(&out->phase, out->side, e, now_ns(CLOCK_MONOTONIC));
+	if (e->type == LM_EVENT_LISTENING)
+		snprintf(out->address, sizeof(out->address), "%s", e->u.listening.address);
 	if (e->type == LM_EVENT_OPENED)
 		snprintf(out->peer, sizeof(out->peer), "%s", e->u.opened.peer ? e->u.opened.peer : "");
 	if (e->type == LM_EVENT_COMPLETED && out->ended)
@@ -319,6 +354,26 @@ void cli_output_log(struct cli_output *out, enum lm_log_level level, const char 
 	e.u.log.level = level;
 	e.u.log.text = text;
 	cli_output_event(out, &e);
+}
+
+bool cli_output_in_postcopy(struct cli_output *out)
+{
+	bool postcopy;
+
+	pthread_mutex_lock(&out->lock);
+	postcopy = out->phase.postcopy;
+	pthread_mutex_unlock(&out->lock);
+	return postcopy;
+}
+
+void cli_output_asked(struct cli_output *out, enum cli_ask ask)
+{
+	char text[256];
+
+	pthread_mutex_lock(&out->lock);
+	cli_phase_answer(&out->phase, out->side, ask, &out->settings->lm, now_ns(CLOCK_MONOTONIC), text, sizeof(text));
+	pthread_mutex_unlock(&out->lock);
+	cli_output_log(out, LM_LOG_WARN, "%s", text);
 }
 
 void cli_output_qemu(struct cli_output *out, int32_t pid, const char *qmp, const char *log)

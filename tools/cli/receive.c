@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
-#include <string.h>
 #include "cli.h"
 #include "launch.h"
 #include "session.h"
@@ -24,7 +23,8 @@ static bool is_empty(const struct lm_summary *s)
 	return false;
 }
 
-static int receive(struct cli_settings *settings, struct cli_signals *signals, struct cli_output *out)
+static enum cli_exit receive(struct cli_settings *settings, struct cli_signals *signals,
+			     struct cli_output *out)
 {
 	struct cli_launch *launch = NULL;
 	struct lm_summary summary;
@@ -38,8 +38,8 @@ static int receive(struct cli_settings *settings, struct cli_signals *signals, s
 		settings->lm.qmp = cli_launch_qmp(launch);
 		settings->lm.pid = cli_launch_pid(launch);
 	}
-	rc = cli_session_run(settings, lm_dest_open, signals, out, &summary);
-	if (is_empty(&summary))
+	rc = cli_session_run(settings, lm_dest_open, false, signals, out, &summary);
+	if (is_empty(&summary) && !cli_output_in_postcopy(out))
 		cli_launch_end(launch);
 	else
 		cli_launch_leave(launch);
@@ -67,23 +67,7 @@ static int check_usage(const struct cli_subcommand *self, const struct cli_setti
 
 int cli_receive(const struct cli_subcommand *self, struct cli_settings *settings)
 {
-	struct cli_signals *signals = NULL;
-	struct cli_output *out = NULL;
 	int rc = check_usage(self, settings);
 
-	if (rc)
-		return rc;
-	rc = cli_signals_start(&signals);
-	if (!rc)
-		rc = cli_output_open(settings, CLI_SIDE_RECEIVE, &out);
-	if (rc) {
-		fprintf(stderr, "migrate-rdma %s: %s\n", self->name, strerror(-rc));
-		cli_signals_stop(signals);
-		return CLI_EXIT_REFUSED;
-	}
-	cli_signals_set_output(signals, out);
-	rc = receive(settings, signals, out);
-	cli_signals_stop(signals);
-	cli_output_close(out);
-	return rc;
+	return rc ? rc : (int)cli_session_frame(self, settings, CLI_SIDE_RECEIVE, receive);
 }

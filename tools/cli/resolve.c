@@ -21,7 +21,8 @@ static void explain(enum lm_resolve what)
 		       "ended, or the host is known to be down and will not come back with it.\n");
 	else
 		printf("\nThis will end the QEMU of this host and with it what it holds of the guest. Do it only\n"
-		       "when the guest is known to run on the other host: else it is lost.\n");
+		       "when the guest is known to run on the other host: else it is lost. It is lost, too, when its\n"
+		       "post-copy was interrupted: it then needs pages that are only here ('migrate-rdma recover').\n");
 }
 
 static bool confirmed(const struct cli_settings *settings)

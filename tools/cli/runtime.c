@@ -1,23 +1,51 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "runtime.h"
 
-/* Ours, a directory, and closed to others: else somebody else could have made it. */
-static int private_parent(const char *path)
+#define NAME "migrate-rdma"
+
+/* The path of one of the places, in the order in which they are tried; -ENOENT: it does not apply here. */
+static int place(unsigned index, char *buf, size_t size)
+{
+	const char *xdg = getenv("XDG_RUNTIME_DIR");
+	int len = -1;
+
+	switch (index) {
+	case 0:
+		len = xdg && *xdg == '/' ? snprintf(buf, size, "%s/" NAME, xdg) : -1;
+		break;
+	case 1:
+		len = snprintf(buf, size, "/run/" NAME);
+		break;
+	case 2: /* where a login of this user has XDG_RUNTIME_DIR, though ours is not set */
+		len = snprintf(buf, size, "/run/user/%u/" NAME, (unsigned)geteuid());
+		break;
+	}
+	return len < 0 || (size_t)len >= size ? -ENOENT : 0;
+}
+
+int cli_runtime_dir_open(unsigned index, bool make, char *buf, size_t size)
 {
 	struct stat st;
+	int fd, rc = place(index, buf, size);
 
-	if (mkdir(path, 0700) && errno != EEXIST)
+	if (rc)
+		return rc;
+	if (make && mkdir(buf, 0700) && errno != EEXIST)
 		return -errno;
-	if (lstat(path, &st))
+	fd = open(buf, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
 		return -errno;
-	if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || st.st_mode & 022)
-		return -EPERM;
-	return 0;
+	/* Ours and closed to others: else somebody else could have made it, or what is in it. */
+	if (!fstat(fd, &st) && st.st_uid == geteuid() && !(st.st_mode & 022))
+		return fd;
+	close(fd);
+	return -EPERM;
 }
 
 static int make_in(const char *parent, const char *name, char *buf, size_t size)
@@ -31,14 +59,16 @@ static int make_in(const char *parent, const char *name, char *buf, size_t size)
 
 int cli_runtime_dir_make(char *buf, size_t size)
 {
-	const char *xdg = getenv("XDG_RUNTIME_DIR");
 	char parent[64];
 
-	if (xdg && *xdg == '/' && snprintf(parent, sizeof(parent), "%s/migrate-rdma", xdg) <
-	    (int)sizeof(parent) && !private_parent(parent) && !make_in(parent, "qemu", buf, size))
-		return 0;
-	if (!geteuid() && !private_parent("/run/migrate-rdma") &&
-	    !make_in("/run/migrate-rdma", "qemu", buf, size))
-		return 0;
+	for (unsigned i = 0; i < 2; i++) {
+		int fd = cli_runtime_dir_open(i, true, parent, sizeof(parent));
+
+		if (fd < 0)
+			continue;
+		close(fd);
+		if (!make_in(parent, "qemu", buf, size))
+			return 0;
+	}
 	return make_in("/tmp", "migrate-rdma-qemu", buf, size);
 }

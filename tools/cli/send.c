@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <string.h>
 #include "cli.h"
 #include "session.h"
 
-/* The guest is known to run on the other host: what stands here is an empty shell. */
-static void quit_source(const struct cli_settings *settings, struct cli_output *out)
+void cli_session_quit_source(const struct cli_settings *settings, struct cli_output *out)
 {
 	struct lm_error err = { 0 };
 	char text[512] = "";
@@ -15,25 +13,22 @@ static void quit_source(const struct cli_settings *settings, struct cli_output *
 		cli_output_log(out, LM_LOG_INFO, "the QEMU of this host has ended");
 }
 
+static enum cli_exit send_guest(struct cli_settings *settings, struct cli_signals *signals,
+				struct cli_output *out)
+{
+	struct lm_summary summary;
+	enum cli_exit rc = cli_session_run(settings, lm_source_open, true, signals, out, &summary);
+
+	if (rc == CLI_EXIT_OK && settings->quit_source)
+		cli_session_quit_source(settings, out);
+	return rc;
+}
+
 int cli_send(const struct cli_subcommand *self, struct cli_settings *settings)
 {
-	struct cli_signals *signals = NULL;
-	struct cli_output *out = NULL;
-	struct lm_summary summary;
-	int rc = cli_signals_start(&signals);
+	const struct lm_options *o = &settings->lm;
 
-	if (!rc)
-		rc = cli_output_open(settings, CLI_SIDE_SEND, &out);
-	if (rc) {
-		fprintf(stderr, "migrate-rdma %s: %s\n", self->name, strerror(-rc));
-		cli_signals_stop(signals);
-		return CLI_EXIT_REFUSED;
-	}
-	cli_signals_set_output(signals, out);
-	rc = cli_session_run(settings, lm_source_open, signals, out, &summary);
-	if (rc == CLI_EXIT_OK && settings->quit_source)
-		quit_source(settings, out);
-	cli_signals_stop(signals);
-	cli_output_close(out);
-	return rc;
+	if (o->postcopy != LM_POSTCOPY_AUTO && (o->postcopy_after_rounds || o->postcopy_after_ns))
+		return cli_usage_error(self, "--postcopy-after goes with --postcopy auto");
+	return cli_session_frame(self, settings, CLI_SIDE_SEND, send_guest);
 }

@@ -1,18 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What send and receive have in common: open a session, run it, say how it ended. */
+/* What send, receive and recover have in common: open a session, run it, say how it ended. */
 #ifndef CLI_SESSION_H
 #define CLI_SESSION_H
 
+#include <stdbool.h>
 #include "output.h"
 #include "signals.h"
 
 typedef int cli_session_open_fn(const struct lm_options *options, struct lm_session **ret_session,
 				struct lm_error *err);
 
-/* *ret is the summary, also of a session that could not be opened.  Returns the exit code. */
-enum cli_exit cli_session_run(struct cli_settings *settings, cli_session_open_fn *open,
+/*
+ * Open a session and run it; findable: `migrate-rdma postcopy` is to find it.  *ret is
+ * the summary, also of a session that could not be opened.  Returns the exit code.
+ */
+enum cli_exit cli_session_run(struct cli_settings *settings, cli_session_open_fn *open, bool findable,
 			      struct cli_signals *signals, struct cli_output *out,
 			      struct lm_summary *ret);
+/* Signals and output around a session of one side; run does the rest.  Returns the exit code. */
+typedef enum cli_exit cli_session_body_fn(struct cli_settings *settings, struct cli_signals *signals,
+					  struct cli_output *out);
+enum cli_exit cli_session_frame(const struct cli_subcommand *self, struct cli_settings *settings,
+				enum cli_side side, cli_session_body_fn *body);
+/* After the guest has moved for certain: what stands here is an empty shell. */
+void cli_session_quit_source(const struct cli_settings *settings, struct cli_output *out);
 /* For what fails before there is a session. */
 enum cli_exit cli_session_refuse(struct cli_output *out, const struct lm_error *err,
 				 struct lm_summary *ret);

@@ -18,6 +18,7 @@ struct cli_signals {
 	struct cli_output *out;
 	struct lm_session *session;
 	bool asked;
+	bool postcopy_asked;
 };
 
 static void raise_fd(int fd)
@@ -40,22 +41,35 @@ static void wanted(sigset_t *set)
 	sigaddset(set, SIGINT);
 	sigaddset(set, SIGTERM);
 	sigaddset(set, SIGTSTP);
+	sigaddset(set, SIGUSR1);
 	if (!sigaction(SIGHUP, NULL, &old) && old.sa_handler != SIG_IGN)
 		sigaddset(set, SIGHUP);
 }
 
-static void ask(struct cli_signals *s)
+/* Whatever has begun already: the engine knows what is too late. */
+static void cancel(struct cli_signals *s)
 {
-	pthread_mutex_lock(&s->lock);
 	if (s->out)
-		cli_output_log(s->out, LM_LOG_WARN, s->asked ?
-			       "still stopping; the guest goes on on the source" :
-			       "stopping; the guest goes on on the source");
+		cli_output_asked(s->out, CLI_ASK_CANCEL);
 	s->asked = true;
 	if (s->session)
 		lm_session_cancel(s->session);
-	pthread_mutex_unlock(&s->lock);
 	raise_fd(s->asked_fd);
+}
+
+static void postcopy(struct cli_signals *s)
+{
+	if (s->out)
+		cli_output_asked(s->out, CLI_ASK_POSTCOPY);
+	s->postcopy_asked = true;
+	if (s->session)
+		lm_session_postcopy(s->session);
+}
+
+static void suspend(struct cli_signals *s)
+{
+	if (s->out)
+		cli_output_log(s->out, LM_LOG_WARN, "a migration cannot be suspended");
 }
 
 static void take(struct cli_signals *s)
@@ -64,13 +78,13 @@ static void take(struct cli_signals *s)
 
 	if (read(s->signal_fd, &info, sizeof(info)) != sizeof(info))
 		return;
-	if (info.ssi_signo != SIGTSTP) {
-		ask(s);
-		return;
-	}
 	pthread_mutex_lock(&s->lock);
-	if (s->out)
-		cli_output_log(s->out, LM_LOG_WARN, "a migration cannot be suspended; Ctrl-C cancels it");
+	if (info.ssi_signo == SIGUSR1)
+		postcopy(s);
+	else if (info.ssi_signo == SIGTSTP)
+		suspend(s);
+	else
+		cancel(s);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -108,6 +122,7 @@ static void release(struct cli_signals *s)
 		if (fds[i] >= 0)
 			close(fds[i]);
 	}
+	signal(SIGUSR1, SIG_IGN); /* from one who found us just before the end: no reason to die */
 	pthread_sigmask(SIG_SETMASK, &s->old, NULL);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
@@ -147,6 +162,8 @@ void cli_signals_set_session(struct cli_signals *s, struct lm_session *session)
 {
 	pthread_mutex_lock(&s->lock);
 	s->session = session;
+	if (session && s->postcopy_asked)
+		lm_session_postcopy(session);
 	if (session && s->asked)
 		lm_session_cancel(session);
 	pthread_mutex_unlock(&s->lock);

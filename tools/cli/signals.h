@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Signals while a guest is being moved.  They are blocked in every thread; one
- * thread takes them and asks the session to stop.  So Ctrl-C, a second Ctrl-C,
+ * thread takes them and asks the session to stop, or (SIGUSR1) to switch over to
+ * post-copy.  So Ctrl-C, a second Ctrl-C,
  * a closed terminal or a Ctrl-Z never ends or stops this process in the middle.
  */
 #ifndef CLI_SIGNALS_H
@@ -17,7 +18,7 @@ struct cli_signals;
 int cli_signals_start(struct cli_signals **ret);
 /* Where to say what a signal did. */
 void cli_signals_set_output(struct cli_signals *signals, struct cli_output *out);
-/* The session to cancel; cancels it at once when a signal came before.  NULL: none any more. */
+/* The session to ask; asks it at once when a signal came before.  NULL: none any more. */
 void cli_signals_set_session(struct cli_signals *signals, struct lm_session *session);
 /* Readable when a signal asked to stop. */
 int cli_signals_fd(const struct cli_signals *signals);

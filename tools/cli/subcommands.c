@@ -30,13 +30,39 @@
 #define OPTION_PEER_TIMEOUT \
 	{ .name = "peer-timeout", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.peer_timeout_ns), \
 	  .help = "give the other host up when it is silent for so long" }
+#define OPTION_RECOVER_TIMEOUT \
+	{ .name = "recover-timeout", .kind = CLI_PATIENCE, .argument = "TIME", \
+	  .offset = AT(lm.recover_timeout_ns), \
+	  .help = "in post-copy, look for a lost host for so long before ending as interrupted; 0: do not" }
+#define OPTION_QEMU_PID \
+	{ .name = "pid", .kind = CLI_NUMBER, .argument = "PID", .offset = AT(lm.pid), .max = INT32_MAX, \
+	  .help = "process of the guest's QEMU on this host, instead of --qmp" }
+#define OPTION_QUIT_SOURCE \
+	{ .name = "quit-source", .kind = CLI_FLAG, .offset = AT(quit_source), \
+	  .help = "end the QEMU of this host after the guest has moved" }
 #define OPTION_INSECURE \
 	{ .name = "insecure", .kind = CLI_FLAG, .offset = AT(lm.insecure), \
 	  .help = "allow a network that others can reach: nothing is encrypted or authenticated yet" }
 
-/* By the values of enum lm_on_stall and enum cli_shell. */
+#define OPTION_RAIL \
+	{ .name = "rail", .kind = CLI_RAIL, .argument = "DEV[:PORT[:GID]]", .offset = AT(lm), \
+	  .help = "use this RDMA device (may be repeated); all that reach the other host when not given" }
+#define OPTION_PIN \
+	{ .name = "pin", .kind = CLI_CHOICE, .argument = "HOW", .offset = AT(lm.pin), .choices = pin, \
+	  .help = "how the guest's memory is registered with RDMA devices: auto, all, chunk, or odp" }
+
+/* By the values of enum lm_on_stall, enum lm_postcopy, enum lm_pin and enum cli_shell. */
 static const char *const on_stall[] = {
 	[LM_STALL_WAIT] = "wait", [LM_STALL_FORCE] = "force", [LM_STALL_ABORT] = "abort", NULL,
+};
+static const char *const postcopy[] = {
+	[LM_POSTCOPY_AUTO] = "auto", [LM_POSTCOPY_NEVER] = "never", [LM_POSTCOPY_NOW] = "now", NULL,
+};
+static const char *const postcopy_allowed[] = { /* a destination can only refuse it */
+	[LM_POSTCOPY_AUTO] = "auto", [LM_POSTCOPY_NEVER] = "never", NULL,
+};
+static const char *const pin[] = {
+	[LM_PIN_AUTO] = "auto", [LM_PIN_ALL] = "all", [LM_PIN_CHUNK] = "chunk", [LM_PIN_ODP] = "odp", NULL,
 };
 static const char *const shells[] = {
 	[CLI_SHELL_NONE] = "", [CLI_SHELL_BASH] = "bash", [CLI_SHELL_ZSH] = "zsh", NULL,
@@ -54,15 +80,23 @@ static const struct cli_option send_options[] = {
 	  .help = "connections (and threads) that carry pages; chosen by the CPUs when not given" },
 	{ .name = "transport", .kind = CLI_TRANSPORT, .argument = "NAME", .offset = AT(lm.transport),
 	  .help = "what carries the pages: auto, or one that 'transports' lists" },
+	OPTION_RAIL,
+	OPTION_PIN,
 	OPTION_TIMEOUT("give up when the guest has not been stopped by then"),
 	{ .name = "on-stall", .kind = CLI_CHOICE, .argument = "WHAT", .offset = AT(lm.on_stall),
 	  .choices = on_stall,
 	  .help = "when the guest writes faster than can be sent: wait, force the switchover, or abort" },
+	{ .name = "postcopy", .kind = CLI_CHOICE, .argument = "WHEN", .offset = AT(lm.postcopy),
+	  .choices = postcopy,
+	  .help = "switch over while pages are missing: auto (when another round does not pay), never, or now. "
+		  "From then until the last page has come the guest needs both hosts: losing one loses the guest" },
+	{ .name = "postcopy-after", .kind = CLI_AFTER, .argument = "N|TIME", .offset = AT(lm), .max = 1000000,
+	  .help = "with auto: switch over so at the latest after N rounds, or after this time" },
+	OPTION_RECOVER_TIMEOUT,
 	{ .name = "max-pause", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.max_pause_ns),
 	  .help = "let the guest go on here when it was stopped for so long and has not moved" },
 	OPTION_PEER_TIMEOUT,
-	{ .name = "quit-source", .kind = CLI_FLAG, .offset = AT(quit_source),
-	  .help = "end the QEMU of this host after the guest has moved" },
+	OPTION_QUIT_SOURCE,
 	{ .name = "verify", .kind = CLI_FLAG, .offset = AT(lm.verify),
 	  .help = "compare a hash of all RAM while the guest is stopped (long!)" },
 	OPTION_INSECURE,
@@ -80,12 +114,45 @@ static const struct cli_option receive_options[] = {
 	OPTION_QMP(false, "QMP socket of the waiting QEMU; with --: where to make it"),
 	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 64,
 	  .help = "agree to no more connections for pages" },
+	OPTION_RAIL,
+	OPTION_PIN,
 	OPTION_TIMEOUT("give up when no source has come by then"),
 	OPTION_PEER_TIMEOUT,
+	{ .name = "postcopy", .kind = CLI_CHOICE, .argument = "WHEN", .offset = AT(lm.postcopy),
+	  .choices = postcopy_allowed,
+	  .help = "never: refuse to run the guest while pages are missing. Until the last one has come it needs "
+		  "both hosts: losing one loses the guest. auto: the source decides" },
+	OPTION_RECOVER_TIMEOUT,
 	{ .name = "paused", .kind = CLI_FLAG, .offset = AT(lm.start_paused),
 	  .help = "leave the guest paused when it has arrived" },
 	OPTION_INSECURE,
 	OPTION_PID,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_VERBOSE,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option postcopy_options[] = {
+	OPTION_QMP(false, "QMP socket of the guest that 'send' is moving; it is not connected to"),
+	OPTION_QEMU_PID,
+	OPTION_QUIET,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option recover_options[] = {
+	OPTION_QMP(false, "QMP socket of the guest's QEMU on this host"),
+	OPTION_QEMU_PID,
+	{ .name = "listen", .kind = CLI_ADDRESS, .argument = "ADDRESS:PORT", .offset = AT(listen),
+	  .help = "on the destination: where to wait for the source" },
+	{ .name = "to", .kind = CLI_ADDRESS, .argument = "ADDRESS:PORT", .offset = AT(to),
+	  .help = "on the source: where 'migrate-rdma recover' listens" },
+	OPTION_RECOVER_TIMEOUT,
+	OPTION_PEER_TIMEOUT,
+	OPTION_QUIT_SOURCE,
+	OPTION_INSECURE,
 	OPTION_JSON,
 	OPTION_QUIET,
 	OPTION_VERBOSE,
@@ -128,6 +195,10 @@ const struct cli_subcommand subcommands[] = {
 	  .options = send_options, .run = cli_send },
 	{ .name = "receive", .summary = "wait for a guest and run it on this host",
 	  .options = receive_options, .rest = CLI_REST_COMMAND, .run = cli_receive },
+	{ .name = "postcopy", .summary = "make a running 'send' switch over to post-copy now",
+	  .options = postcopy_options, .run = cli_postcopy },
+	{ .name = "recover", .summary = "go on with a post-copy that was interrupted",
+	  .options = recover_options, .run = cli_recover },
 	{ .name = "check", .summary = "say whether this host, and a guest, can take part",
 	  .options = check_options, .run = cli_check },
 	{ .name = "resolve", .summary = "settle a migration that ended in doubt",

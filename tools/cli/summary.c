@@ -90,6 +90,31 @@ void cli_summary_blackout(const struct lm_blackout *b, FILE *to)
 		cli_bytes_format(b->device_state_bytes, a, sizeof(a)));
 }
 
+void cli_summary_postcopy(const struct lm_postcopy_stats *p, FILE *to)
+{
+	char a[32], b[32], c[32], d[32];
+
+	if (!p->used)
+		return;
+	row(to, "post-copy", cli_bytes_format(p->left_pages * 4096, a, sizeof(a)));
+	fprintf(to, " left behind at the switchover, %s fetched in %s\n", cli_bytes_format(p->bytes, b, sizeof(b)),
+		cli_time_format(p->duration_ns, c, sizeof(c)));
+	row(to, "", "");
+	if (p->faults)
+		fprintf(to, "%llu fault%s: median %s, 99 %% within %s, longest %s;\n%15sthe guest's threads waited %s in all\n",
+			(unsigned long long)p->faults, p->faults == 1 ? "" : "s",
+			cli_time_format(p->fault_p50_ns, a, sizeof(a)), cli_time_format(p->fault_p99_ns, b, sizeof(b)),
+			cli_time_format(p->fault_max_ns, c, sizeof(c)), "",
+			cli_time_format(p->waited_ns, d, sizeof(d)));
+	else
+		fprintf(to, "the guest never waited for a page\n");
+	if (p->recoveries) {
+		row(to, "", "");
+		fprintf(to, "the other host was lost and found again %u time%s\n", p->recoveries,
+			p->recoveries == 1 ? "" : "s");
+	}
+}
+
 void cli_summary_table(enum cli_side side, const struct lm_summary *s, FILE *to)
 {
 	char a[32];
@@ -105,9 +130,12 @@ void cli_summary_table(enum cli_side side, const struct lm_summary *s, FILE *to)
 				cli_bytes_format(s->existing_pages * 4096, a, sizeof(a)));
 		fputc('\n', to);
 	}
-	traffic(s, to);
-	speed(s, to);
+	if (s->rounds || !s->postcopy.used) {
+		traffic(s, to);
+		speed(s, to);
+	}
 	cli_summary_blackout(&s->blackout, to);
+	cli_summary_postcopy(&s->postcopy, to);
 }
 
 static const char *first_word(enum lm_outcome outcome)
@@ -125,6 +153,8 @@ static const char *first_word(enum lm_outcome outcome)
 		return "IN DOUBT";
 	case LM_OUTCOME_VM_LOST:
 		return "guest lost";
+	case LM_OUTCOME_INTERRUPTED:
+		return "INTERRUPTED";
 	default:
 		return "given up";
 	}
@@ -141,27 +171,77 @@ static void where_is_the_guest(enum cli_side side, const struct lm_summary *s, c
 			"the guest is on this host, paused");
 }
 
-static void in_doubt(enum cli_side side, const char *qmp, FILE *to)
+/* "--qmp SOCKET" or "--pid PID", as it was given. */
+static const char *guest_words(const struct cli_place *place, char *buf, size_t size)
 {
 	char clean[512];
 
-	cli_text_clean(qmp && *qmp ? qmp : "SOCKET", clean, sizeof(clean));
+	if (!(place->qmp && *place->qmp) && place->pid)
+		snprintf(buf, size, "--pid %d", place->pid);
+	else
+		snprintf(buf, size, "--qmp %s", cli_text_clean(place->qmp && *place->qmp ? place->qmp : "SOCKET",
+							       clean, sizeof(clean)));
+	return buf;
+}
+
+static void recover_words(enum cli_side side, const struct cli_place *place, FILE *to)
+{
+	const char *here = side == CLI_SIDE_SEND ? "--to" : "--listen";
+	const char *there = side == CLI_SIDE_SEND ? "--listen" : "--to";
+	const char *address = place->address && *place->address ? place->address : "ADDRESS:PORT";
+	const char *insecure = place->insecure ? " --insecure" : "";
+	char guest[544], clean[256];
+
+	fprintf(to, "  migrate-rdma recover %s %s %s%s\n", guest_words(place, guest, sizeof(guest)), here,
+		cli_text_clean(address, clean, sizeof(clean)), insecure);
+	fprintf(to, "and on the other\n  migrate-rdma recover --qmp SOCKET %s ADDRESS:PORT%s\n", there, insecure);
+}
+
+static void interrupted(enum cli_side side, const struct lm_summary *s, const struct cli_place *place, FILE *to)
+{
+	char missing[32];
+
+	if (side == CLI_SIDE_SEND)
+		fprintf(to, "The guest runs on the destination and needs pages that are only here");
+	else
+		fprintf(to, "The guest runs here and needs pages that are only on the source");
+	if (s->postcopy.missing_pages)
+		fprintf(to, " (%s)", cli_bytes_format(s->postcopy.missing_pages * 4096, missing, sizeof(missing)));
+	fprintf(to, ".\nIt waits where it touches one. To end the QEMU of either host, or to reboot it, loses the guest.\n"
+		"When the hosts reach each other again, on this host\n");
+	recover_words(side, place, to);
+}
+
+static void in_doubt(enum cli_side side, const struct lm_summary *s, const struct cli_place *place, FILE *to)
+{
+	char guest[544];
+
+	guest_words(place, guest, sizeof(guest));
 	if (side == CLI_SIDE_SEND)
 		fprintf(to, "The other host was told to run the guest and did not answer; the guest is paused "
 			"here.\nFind out whether it runs there. Then, on this host,\n");
 	else
 		fprintf(to, "The guest has arrived, but it is not known which host is to run it.\n"
 			"Find out whether it runs on the source. Then, on this host,\n");
-	fprintf(to, "  migrate-rdma resolve --qmp %s --end-here   when it runs there, or\n"
-		"  migrate-rdma resolve --qmp %s --run-here   when it does not and never will.\n", clean, clean);
+	if (side == CLI_SIDE_SEND && s->postcopy.left_pages) {
+		fprintf(to, "when it runs there, it needs pages that are only here: do not end this QEMU, but go on with\n");
+		recover_words(side, place, to);
+		fprintf(to, "when it does not and never will,\n  migrate-rdma resolve %s --run-here\n", guest);
+		return;
+	}
+	fprintf(to, "  migrate-rdma resolve %s --end-here   when it runs there, or\n"
+		"  migrate-rdma resolve %s --run-here   when it does not and never will.\n", guest, guest);
 }
 
 /* What is true and what to do after a migration that was not completed. */
-static void advice(enum cli_side side, const struct lm_summary *s, const char *qmp, FILE *to)
+static void advice(enum cli_side side, const struct lm_summary *s, const struct cli_place *place, FILE *to)
 {
 	switch (s->outcome) {
 	case LM_OUTCOME_IN_DOUBT:
-		in_doubt(side, qmp, to);
+		in_doubt(side, s, place, to);
+		return;
+	case LM_OUTCOME_INTERRUPTED:
+		interrupted(side, s, place, to);
 		return;
 	case LM_OUTCOME_VM_LOST:
 		fprintf(to, "The QEMU of this host has ended or does not answer; its own log says why.\n");
@@ -171,22 +251,25 @@ static void advice(enum cli_side side, const struct lm_summary *s, const char *q
 		return;
 	case LM_OUTCOME_STALLED:
 		fprintf(to, "The guest is on the source as before. It writes faster than pages can be sent: allow "
-			"more with --max-downtime,\nuse more --lanes or a faster network, or --on-stall force.\n");
+			"more with --max-downtime,\nuse more --lanes or a faster network, --on-stall force, or --postcopy auto.\n");
 		return;
 	default:
-		fprintf(to, side == CLI_SIDE_SEND ? "The guest is on this host as before.\n" :
-			"The guest is on the source as before.\n");
+		if (place->postcopy)
+			fprintf(to, "The guest has been switched over to the destination. Do not end the QEMU of either "
+				"host before it is\nknown that every page is there.\n");
+		else
+			fprintf(to, side == CLI_SIDE_SEND ? "The guest is on this host as before.\n" :
+				"The guest is on the source as before.\n");
 	}
 }
 
-void cli_summary_verdict(enum cli_side side, const struct lm_summary *s, const char *peer, const char *qmp,
-			 FILE *to)
+void cli_summary_verdict(enum cli_side side, const struct lm_summary *s, const struct cli_place *place, FILE *to)
 {
 	char clean[LM_ERROR_MSG_MAX];
 
 	fprintf(to, "%s: ", first_word(s->outcome));
 	if (s->outcome == LM_OUTCOME_COMPLETED) {
-		where_is_the_guest(side, s, peer, to);
+		where_is_the_guest(side, s, place->peer, to);
 		return;
 	}
 	cli_text_clean(s->error.msg, clean, sizeof(clean));
@@ -194,5 +277,5 @@ void cli_summary_verdict(enum cli_side side, const struct lm_summary *s, const c
 		fprintf(to, "%s\n", *clean ? clean : "no reason was given");
 	else
 		fprintf(to, "as asked\n");
-	advice(side, s, qmp, to);
+	advice(side, s, place, to);
 }

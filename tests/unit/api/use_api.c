@@ -34,9 +34,14 @@ int main(void)
 	options.address = "127.0.0.1:1";
 	if (lm_source_open(&options, &session, &err) >= 0 || session || !strstr(err.msg, options.qmp))
 		return fail("a QMP socket that is not there was accepted, or not named in the error");
+	if (options.postcopy != LM_POSTCOPY_AUTO || options.recover_timeout_ns != INT64_C(60000000000))
+		return fail("the defaults of post-copy are not hybrid and a minute");
+	if (lm_recover_open(&options, false, &session, &err) >= 0 || session || !strstr(err.msg, options.qmp))
+		return fail("a post-copy behind a QMP socket that is not there was recovered, or that not said");
 	if (lm_check_host(on_check, &lines) < 0 || lines < 5)
 		return fail("lm_check_host() says nothing");
-	if (strcmp(lm_transport_names()[0], "tcp") || strcmp(lm_outcome_name(LM_OUTCOME_IN_DOUBT), "in-doubt"))
+	if (!lm_transport_names()[0] || strcmp(lm_outcome_name(LM_OUTCOME_IN_DOUBT), "in-doubt") ||
+	    strcmp(lm_outcome_name(LM_OUTCOME_INTERRUPTED), "interrupted"))
 		return fail("names");
 	lm_session_free(NULL);
 	return 0;

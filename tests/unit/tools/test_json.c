@@ -130,6 +130,10 @@ static void round_decision_and_stage(void **state)
 	assert_string_equal(str(o, "decision"), "force");
 	assert_string_equal(str(o, "reason"), "because");
 	json_object_put(o);
+	e.u.decision.kind = LM_DECIDE_POSTCOPY;
+	o = event(&e, "decision", "decision round predicted_ns max_downtime_ns reason");
+	assert_string_equal(str(o, "decision"), "postcopy");
+	json_object_put(o);
 	e = (struct lm_event){ .type = LM_EVENT_STAGE };
 	e.u.stage.name = "commit";
 	o = event(&e, "stage", "name");
@@ -137,7 +141,7 @@ static void round_decision_and_stage(void **state)
 }
 
 #define SUMMARY_KEYS "outcome error guest_runs_here transport lanes rounds ram_bytes existing_pages sent_pages " \
-	"zero_pages skipped_pages bytes bytes_per_s total_ns copying_ns cpu_ns blackout"
+	"zero_pages skipped_pages bytes bytes_per_s total_ns copying_ns cpu_ns blackout postcopy"
 
 static void completed_has_the_blackout_in_parts(void **state)
 {
@@ -159,13 +163,52 @@ static void completed_has_the_blackout_in_parts(void **state)
 	assert_int_equal(num(b, "total_ns"), 11);
 	assert_int_equal(num(b, "device_state_ns"), 5);
 	assert_int_equal(num(b, "device_state_bytes"), 8);
+	assert_null(get(o, "postcopy"));
+	json_object_put(o);
+}
+
+#define POSTCOPY_KEYS "left_pages missing_pages bytes faults fault_p50_ns fault_p99_ns fault_max_ns waited_ns " \
+	"duration_ns recoveries"
+
+static void assert_postcopy(struct json_object *o)
+{
+	assert_int_equal(num(o, "left_pages"), 1);
+	assert_int_equal(num(o, "missing_pages"), 2);
+	assert_int_equal(num(o, "bytes"), 3);
+	assert_int_equal(num(o, "faults"), 4);
+	assert_int_equal(num(o, "fault_p50_ns"), 5);
+	assert_int_equal(num(o, "fault_p99_ns"), 6);
+	assert_int_equal(num(o, "fault_max_ns"), 7);
+	assert_int_equal(num(o, "waited_ns"), 8);
+	assert_int_equal(num(o, "duration_ns"), 9);
+	assert_int_equal(num(o, "recoveries"), 10);
+}
+
+static void postcopy_is_an_event_and_a_part_of_the_end(void **state)
+{
+	const struct lm_postcopy_stats stats = { true, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 };
+	struct lm_event e = { .type = LM_EVENT_POSTCOPY };
+	struct json_object *o, *p;
+
+	(void)state;
+	e.u.postcopy = stats;
+	o = event(&e, "postcopy", POSTCOPY_KEYS);
+	assert_postcopy(o);
+	json_object_put(o);
+	e = (struct lm_event){ .type = LM_EVENT_COMPLETED };
+	e.u.summary.outcome = LM_OUTCOME_COMPLETED;
+	e.u.summary.postcopy = stats;
+	o = event(&e, "completed", SUMMARY_KEYS);
+	p = get(o, "postcopy");
+	assert_keys(p, POSTCOPY_KEYS);
+	assert_postcopy(p);
 	json_object_put(o);
 }
 
 static void an_error_has_code_scope_and_message(void **state)
 {
 	static const char *const names[] = { "none", "completed", "refused", "aborted", "cancelled", "stalled",
-					     "in-doubt", "vm-lost" };
+					     "in-doubt", "vm-lost", "interrupted" };
 	struct lm_event e = { .type = LM_EVENT_COMPLETED };
 
 	(void)state;
@@ -248,6 +291,7 @@ int main(void)
 		cmocka_unit_test(opened_and_progress),
 		cmocka_unit_test(round_decision_and_stage),
 		cmocka_unit_test(completed_has_the_blackout_in_parts),
+		cmocka_unit_test(postcopy_is_an_event_and_a_part_of_the_end),
 		cmocka_unit_test(an_error_has_code_scope_and_message),
 		cmocka_unit_test(the_tools_own_events),
 		cmocka_unit_test(answers_of_check),

@@ -75,6 +75,75 @@ static void every_option_of_send_arrives(void **state)
 	assert_int_equal(s.lm.max_bandwidth_bytes_per_s, 0);
 }
 
+static void post_copy_is_hybrid_unless_something_else_is_said(void **state)
+{
+	struct cli_settings s;
+
+	(void)state;
+	parse_ok("send --qmp q --to h:1", &s);
+	assert_int_equal(s.lm.postcopy, LM_POSTCOPY_AUTO);
+	assert_true(!s.lm.postcopy_after_rounds && !s.lm.postcopy_after_ns);
+	assert_int_equal(s.lm.recover_timeout_ns, 60000000000);
+	parse_ok("send --qmp q --to h:1 --postcopy=never --recover-timeout 0", &s);
+	assert_int_equal(s.lm.postcopy, LM_POSTCOPY_NEVER);
+	assert_int_equal(s.lm.recover_timeout_ns, 0);
+	parse_ok("send --qmp q --to h:1 --postcopy now --recover-timeout 0s", &s);
+	assert_int_equal(s.lm.postcopy, LM_POSTCOPY_NOW);
+	assert_int_equal(s.lm.recover_timeout_ns, 0);
+	parse_ok("send --qmp q --to h:1 --postcopy-after 3", &s);
+	assert_int_equal(s.lm.postcopy_after_rounds, 3);
+	assert_int_equal(s.lm.postcopy_after_ns, 0);
+	parse_ok("send --qmp q --to h:1 --postcopy-after 2min --postcopy-after 7 --recover-timeout 5min", &s);
+	assert_int_equal(s.lm.postcopy_after_rounds, 7);
+	assert_int_equal(s.lm.postcopy_after_ns, 120000000000);
+	assert_int_equal(s.lm.recover_timeout_ns, 300000000000);
+	parse_ok("receive --listen h:1 --qmp q --postcopy never --recover-timeout 1s", &s);
+	assert_int_equal(s.lm.postcopy, LM_POSTCOPY_NEVER);
+	assert_int_equal(s.lm.recover_timeout_ns, 1000000000);
+}
+
+static void recover_tells_its_sides_apart(void **state)
+{
+	struct cli_settings s;
+
+	(void)state;
+	parse_ok("recover --qmp q --listen h:1 --recover-timeout 5s", &s);
+	assert_string_equal(s.listen, "h:1");
+	assert_null(s.to);
+	parse_ok("recover --pid 7 --to h:2 --json", &s);
+	assert_string_equal(s.to, "h:2");
+	assert_null(s.listen);
+	assert_int_equal(s.lm.pid, 7);
+	parse_ok("postcopy --pid 7", &s);
+	assert_int_equal(s.lm.pid, 7);
+}
+
+/* What the tables cannot say: the subcommands do, and do nothing else then. */
+static void what_excludes_each_other_is_refused(void **state)
+{
+	static const char *const lines[] = {
+		"send --qmp q --to h:1 --postcopy never --postcopy-after 3",
+		"send --qmp q --to h:1 --postcopy now --postcopy-after 3s",
+		"recover --qmp q", "recover --to h:1", "recover --qmp q --pid 7 --to h:1",
+		"recover --qmp q --to h:1 --listen h:1", "recover --pid 7 --to h:1 --quit-source",
+		"recover --qmp q --listen h:1 --quit-source",
+		"postcopy", "postcopy --qmp q --pid 7",
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+		struct cli_settings s;
+		const struct cli_subcommand *sub;
+		char name[16];
+
+		sscanf(lines[i], "%15s", name);
+		sub = cli_subcommand_find(name);
+		parse_ok(lines[i], &s);
+		if (sub->run(sub, &s) != CLI_EXIT_USAGE)
+			fail_msg("'%s' was accepted", lines[i]);
+	}
+}
+
 static void the_words_after_the_dashes_are_the_command(void **state)
 {
 	struct cli_settings s;
@@ -127,6 +196,16 @@ static void bad_input_is_answered_with_what_to_write(void **state)
 		{ "receive --listen h:1 --", "missing after --" },
 		{ "help send receive", "one word too many" },
 		{ "help --completion fish", "bash, zsh" },
+		{ "send --postcopy later", "auto, never, now" },
+		{ "receive --postcopy now", "auto, never" },
+		{ "send --postcopy-after 0", "from 1 to" },
+		{ "send --postcopy-after 3x", "neither a number of rounds" },
+		{ "send --postcopy-after -3", "neither a number of rounds" },
+		{ "send --postcopy-after=", "neither a number of rounds" },
+		{ "send --recover-timeout 10", "10s" },
+		{ "send --recover-timeout none", "such as 10ms" },
+		{ "recover --qmp q --to h", "ADDRESS:PORT" },
+		{ "postcopy --qmp q now", "one word too many" },
 		{ "version --json", "no option --json" },
 	};
 
@@ -174,7 +253,7 @@ static void every_table_is_sound(void **state)
 			assert_non_null(o->help);
 			assert_true(!o->argument == (o->kind == CLI_FLAG || o->kind == CLI_COUNT));
 			assert_true(!o->choices == (o->kind != CLI_CHOICE));
-			assert_true(!o->max == (o->kind != CLI_NUMBER));
+			assert_true(!o->max == (o->kind != CLI_NUMBER && o->kind != CLI_AFTER));
 			assert_true(o->offset < sizeof(struct cli_settings));
 		}
 	}
@@ -185,6 +264,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(without_options_there_are_the_engines_defaults),
 		cmocka_unit_test(every_option_of_send_arrives),
+		cmocka_unit_test(post_copy_is_hybrid_unless_something_else_is_said),
+		cmocka_unit_test(recover_tells_its_sides_apart),
+		cmocka_unit_test(what_excludes_each_other_is_refused),
 		cmocka_unit_test(the_words_after_the_dashes_are_the_command),
 		cmocka_unit_test(bad_input_is_answered_with_what_to_write),
 		cmocka_unit_test(help_is_given_though_something_is_missing),

@@ -98,15 +98,17 @@ static void the_blackout_is_the_sum_of_its_parts(void **state)
 	free(text);
 }
 
-static char *verdict(enum cli_side side, enum lm_outcome outcome)
+static char *verdict(enum cli_side side, enum lm_outcome outcome, uint64_t left_pages, bool postcopy)
 {
-	struct lm_summary s = { .outcome = outcome, .error = { -5, LM_SCOPE_SESSION, "a reason" } };
+	const struct cli_place place = { .peer = "peer:1", .qmp = "/q", .address = "h:7", .insecure = true,
+					 .postcopy = postcopy };
+	struct lm_summary s = { .postcopy = { .left_pages = left_pages, .missing_pages = left_pages }, .outcome = outcome, .error = { -5, LM_SCOPE_SESSION, "a reason" } };
 	char *text = NULL;
 	size_t len = 0;
 	FILE *f = open_memstream(&text, &len);
 
 	assert_non_null(f);
-	cli_summary_verdict(side, &s, "peer:1", "/q", f);
+	cli_summary_verdict(side, &s, &place, f);
 	fclose(f);
 	return text;
 }
@@ -122,12 +124,14 @@ static void every_end_says_where_the_guest_is(void **state)
 		{ LM_OUTCOME_STALLED, 5, "--on-stall force", "on the source as before" },
 		{ LM_OUTCOME_IN_DOUBT, 6, "resolve --qmp /q --run-here", "resolve --qmp /q --end-here" },
 		{ LM_OUTCOME_VM_LOST, 7, "has ended", "has ended" },
+		{ LM_OUTCOME_INTERRUPTED, 8, "recover --qmp /q --to h:7 --insecure",
+		  "recover --qmp /q --listen h:7 --insecure" },
 	};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
-		char *send = verdict(CLI_SIDE_SEND, ends[i].outcome);
-		char *receive = verdict(CLI_SIDE_RECEIVE, ends[i].outcome);
+		char *send = verdict(CLI_SIDE_SEND, ends[i].outcome, 0, false);
+		char *receive = verdict(CLI_SIDE_RECEIVE, ends[i].outcome, 0, false);
 
 		assert_non_null(strstr(send, ends[i].send));
 		assert_non_null(strstr(receive, ends[i].receive));
@@ -136,6 +140,73 @@ static void every_end_says_where_the_guest_is(void **state)
 		free(send);
 		free(receive);
 	}
+}
+
+static void nobody_is_told_to_end_what_post_copy_needs(void **state)
+{
+	static const enum lm_outcome ends[] = { LM_OUTCOME_INTERRUPTED, LM_OUTCOME_ABORTED, LM_OUTCOME_IN_DOUBT };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
+		char *send = verdict(CLI_SIDE_SEND, ends[i], 1000, true);
+
+		assert_null(strstr(send, "--end-here"));
+		assert_null(strstr(send, "as before"));
+		assert_true(strstr(send, "o not end") || strstr(send, "loses the guest"));
+		free(send);
+	}
+}
+
+static const struct lm_postcopy_stats half_missing = {
+	.used = true, .left_pages = 6400, .missing_pages = 3200, .bytes = 13107200, .faults = 340,
+	.fault_p50_ns = 90000, .fault_p99_ns = 400000, .fault_max_ns = 1200000, .waited_ns = 30000000,
+	.duration_ns = 500000000, .recoveries = 2,
+};
+
+static void post_copy_has_a_line_of_its_own(void **state)
+{
+	char line[512];
+	struct lm_postcopy_stats none = { .used = true };
+
+	(void)state;
+	for (unsigned width = 1; width < 300; width++) {
+		assert_true(cli_progress_postcopy(line, sizeof(line), width, &half_missing, 75000000000) <= width);
+		assert_null(strpbrk(line, "\r\n\033"));
+	}
+	cli_progress_postcopy(line, sizeof(line), 200, &half_missing, 75000000000);
+	assert_string_equal(strstr(line, " 50%"), " 50%  12.5 MiB missing  340 faults  p50 90 us  p99 0.40 ms"
+			    "  max 1.20 ms  waited 30.0 ms  1:15");
+	assert_non_null(strstr(line, "post-copy [####"));
+	cli_progress_postcopy(line, sizeof(line), 40, &half_missing, 75000000000);
+	assert_string_equal(line, "post-copy  50%  12.5 MiB missing");
+	cli_progress_postcopy(line, sizeof(line), 79, &none, 0);
+	assert_string_equal(strstr(line, "100%"), "100%  0 bytes missing  0 faults  0:00");
+}
+
+static void the_summary_says_what_post_copy_cost(void **state)
+{
+	struct lm_postcopy_stats stats = half_missing;
+	char *text = NULL;
+	size_t len = 0;
+	FILE *f = open_memstream(&text, &len);
+
+	(void)state;
+	assert_non_null(f);
+	cli_summary_postcopy(&stats, f);
+	stats.faults = 0;
+	cli_summary_postcopy(&stats, f);
+	stats.used = false;
+	cli_summary_postcopy(&stats, f);
+	fclose(f);
+	assert_string_equal(text,
+		"  post-copy    25.0 MiB left behind at the switchover, 12.5 MiB fetched in 500.0 ms\n"
+		"               340 faults: median 90 us, 99 % within 0.40 ms, longest 1.20 ms;\n"
+		"               the guest's threads waited 30.0 ms in all\n"
+		"               the other host was lost and found again 2 times\n"
+		"  post-copy    25.0 MiB left behind at the switchover, 12.5 MiB fetched in 500.0 ms\n"
+		"               the guest never waited for a page\n"
+		"               the other host was lost and found again 2 times\n");
+	free(text);
 }
 
 static void text_from_elsewhere_cannot_command_a_terminal(void **state)
@@ -167,6 +238,9 @@ int main(void)
 		cmocka_unit_test(the_bar_is_never_more_than_full),
 		cmocka_unit_test(the_blackout_is_the_sum_of_its_parts),
 		cmocka_unit_test(every_end_says_where_the_guest_is),
+		cmocka_unit_test(nobody_is_told_to_end_what_post_copy_needs),
+		cmocka_unit_test(post_copy_has_a_line_of_its_own),
+		cmocka_unit_test(the_summary_says_what_post_copy_cost),
 		cmocka_unit_test(text_from_elsewhere_cannot_command_a_terminal),
 	};
 

@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table of the RDMA transport. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include "cleanup.h"
+#include "rdma.h"
+
+static struct rdma *rd_of(struct lm_transport *t)
+{
+	return (struct rdma *)t;
+}
+
+/* ---- open and close ---- */
+
+static void uses_free(struct rdma *t)
+{
+	while (t->nuses) {
+		struct rd_use *u = &t->uses[--t->nuses];
+
+		for (unsigned i = 0; i < LM_REGIONS_MAX; i++)
+			rd_mem_put(u->mem[i]);
+		rd_device_put(u->dev);
+		memset(u, 0, sizeof(*u));
+	}
+}
+
+/* Queue pairs first: then nothing can land any more, and the memory may go. */
+static void lanes_free(struct rdma *t)
+{
+	for (unsigned i = 0; t->lanes && i < t->base.nlanes; i++) {
+		rd_lane_reset(&t->lanes[i]);
+		lm_close_fd(&t->lanes[i].event_fd);
+	}
+	free(t->lanes);
+	t->lanes = NULL;
+	uses_free(t);
+}
+
+static int lanes_alloc(struct rdma *t)
+{
+	int r = 0;
+
+	t->lanes = calloc(t->base.nlanes, sizeof(*t->lanes));
+	if (!t->lanes)
+		return -ENOMEM;
+	for (unsigned i = 0; i < t->base.nlanes; i++)
+		t->lanes[i].event_fd = -1;
+	for (unsigned i = 0; !r && i < t->base.nlanes; i++)
+		r = rd_lane_init(&t->lanes[i], t, i);
+	return r;
+}
+
+/* Which devices and ports, with how many lanes each; how memory is registered. */
+static void describe(struct rdma *t)
+{
+	const struct rd_mem *m = t->base.nregions ? t->uses[0].mem[0] : NULL;
+	char *at = t->base.info;
+	size_t left = sizeof(t->base.info);
+
+	for (unsigned i = 0; i < t->base.nlanes; i++) {
+		const struct rd_lane *l = &t->lanes[i];
+		unsigned n = 0, k;
+		int len;
+
+		for (k = 0; k < t->base.nlanes; k++) {
+			const struct rd_lane *o = &t->lanes[k];
+			bool same = o->use == l->use && o->id->port_num == l->id->port_num;
+
+			if (same && k < i)
+				break;
+			n += same;
+		}
+		if (k < t->base.nlanes)
+			continue;
+		len = snprintf(at, left, "%s%s:%u x%u", i ? ", " : "rdma, lanes ", l->use->dev->name, l->id->port_num, n);
+		at += (size_t)len < left ? (size_t)len : left;
+		left -= (size_t)len < left ? (size_t)len : left;
+	}
+	snprintf(at, left, "; memory %s", !t->base.nregions && !m ? "not registered yet" :
+		 rd_mode_name(m ? m->mode : RDMA_MODE_COPY));
+}
+
+static int check_insecure(const struct lm_transport_params *p, struct lm_error *err)
+{
+	if (p->insecure)
+		return 0;
+	return lm_err(err, -EACCES, LM_SCOPE_SESSION,
+		      "RDMA carries the guest's memory in the clear: say --insecure, on a network that carries nothing else");
+}
+
+static int rd_listen_op(struct lm_transport *base, const struct lm_transport_params *p,
+			  uint8_t ret_endpoint[LM_ENDPOINT_SIZE], struct lm_error *err)
+{
+	int r = check_insecure(p, err);
+
+	return r ? r : rd_cm_listen(rd_of(base), p, ret_endpoint, err);
+}
+
+static int rd_open(struct lm_transport *base, const struct lm_transport_params *p, struct lm_error *err)
+{
+	struct rdma *t = rd_of(base);
+	int r = check_insecure(p, err);
+
+	t->pin = p->pin;
+	t->may_pull = p->may_pull;
+	t->may_discard = p->ram && p->ram->may_discard;
+	t->ram_bytes = p->ram ? lm_ram_size(p->ram) : 0;
+	if (!r) {
+		r = lanes_alloc(t);
+		if (r)
+			lm_err_errno(err, r, LM_SCOPE_SESSION, "cannot make %u lanes", p->nlanes);
+	}
+	if (!r)
+		r = p->side == LM_SOURCE ? rd_cm_connect(t, p, err) : rd_cm_accept(t, p, err);
+	rd_cm_unlisten(t);
+	if (r)
+		lanes_free(t);
+	else
+		describe(t);
+	return r;
+}
+
+static void rd_close(struct lm_transport *base)
+{
+	struct rdma *t = rd_of(base);
+
+	rd_cm_unlisten(t);
+	if (t->lanes)
+		rd_lanes_say_close(t);
+	lanes_free(t);
+	free(t);
+}
+
+/* ---- memory ---- */
+
+static uint64_t memlock_limit(void)
+{
+	struct rlimit l;
+
+	/* CAP_IPC_LOCK lifts it; who is root has it. */
+	if (!geteuid() || getrlimit(RLIMIT_MEMLOCK, &l) || l.rlim_cur == RLIM_INFINITY)
+		return UINT64_MAX;
+	return l.rlim_cur;
+}
+
+static uint64_t present_bytes(const struct lm_region *r)
+{
+	struct stat st;
+	uint64_t n = fstat(r->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+
+	return n < r->size ? n : r->size;
+}
+
+static enum rd_mode mode_for(const struct rdma *t, const struct rd_use *u, const struct lm_region *region)
+{
+	struct rd_plan p = {
+		.pin = t->pin, .side = t->base.side, .direction = t->base.direction, .odp = rd_device_odp(u->dev) && !(u->small_packets && rd_device_odp_needs_4k(u->dev)),
+		.may_discard = t->may_discard, .memlock = memlock_limit(), .ram_bytes = region->size,
+		.present_bytes = present_bytes(region),
+	};
+
+	/* The limit is for all regions together. */
+	if (p.memlock != UINT64_MAX && t->ram_bytes > region->size)
+		p.memlock = p.memlock > t->ram_bytes - region->size ? p.memlock - (t->ram_bytes - region->size) : 0;
+	return rd_plan_mode(&p);
+}
+
+static unsigned access_for(const struct rdma *t, const struct rd_device *d)
+{
+	bool push = t->base.direction == LM_PUSH;
+
+	if (t->base.side == LM_SOURCE)
+		return push && !t->may_pull ? 0 : IBV_ACCESS_REMOTE_READ;
+	/* iWARP: what is fetched is written by the peer. */
+	return IBV_ACCESS_LOCAL_WRITE | (push || d->iwarp ? IBV_ACCESS_REMOTE_WRITE : 0);
+}
+
+/* One chunk size for all devices: the peer knows only one. */
+static unsigned shift_for(const struct rdma *t, const struct lm_region *region)
+{
+	uint64_t max = UINT64_MAX;
+	bool whole = true;
+
+	for (unsigned i = 0; i < t->nuses; i++) {
+		uint64_t m = t->uses[i].dev->attr.orig_attr.max_mr_size;
+
+		max = m && m < max ? m : max;
+		whole &= mode_for(t, &t->uses[i], region) == RDMA_MODE_ALL;
+	}
+	return rd_plan_shift(region->size, region->page_size, whole, max);
+}
+
+static int asked_alloc(struct rdma *t, unsigned index, uint32_t nchunks)
+{
+	for (unsigned i = 0; i < t->base.nlanes; i++) {
+		t->lanes[i].asked[index] = calloc(nchunks / 64 + 1, sizeof(uint64_t));
+		if (!t->lanes[i].asked[index])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static struct lm_key key_make(const struct rd_region *r)
+{
+	struct rd_wire_key k = { .version = lm_le32(RDMA_VERSION), .shift = lm_le32(r->shift),
+				   .size = lm_le64(r->size) };
+	struct lm_key ret;
+
+	memcpy(ret.bytes, &k, sizeof(k));
+	return ret;
+}
+
+static int mems_get(struct rdma *t, unsigned index, const struct lm_region *region, struct lm_error *err)
+{
+	int r = 0;
+
+	for (unsigned i = 0; !r && i < t->nuses; i++) {
+		struct rd_use *u = &t->uses[i];
+		enum rd_mode mode = mode_for(t, u, region);
+
+		if (mode != RDMA_MODE_COPY)
+			r = rd_mem_get(u->dev, region, access_for(t, u->dev), t->regions[index].shift, mode, &u->mem[index], err);
+	}
+	for (unsigned i = 0; !r && i < t->nuses; i++)
+		if (t->uses[i].mem[index] && t->uses[i].mem[index]->mode == RDMA_MODE_ALL)
+			r = rd_mem_all(t->uses[i].mem[index], err);
+	return r;
+}
+
+static int rd_region_add(struct lm_transport *base, unsigned index, const struct lm_region *region,
+			   struct lm_key *ret_key, struct lm_error *err)
+{
+	struct rdma *t = rd_of(base);
+	struct rd_region *reg = &t->regions[index];
+	int r;
+
+	*reg = (struct rd_region){ .host = region->host, .size = region->size, .page_size = region->page_size,
+				     .file_offset = region->file_offset, .fd = region->fd };
+	reg->shift = shift_for(t, region);
+	r = mems_get(t, index, region, err);
+	if (r)
+		return r;
+	if (!lm_transport_is_active(base) && asked_alloc(t, index, rd_plan_nchunks(reg->size, reg->shift)))
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	*ret_key = key_make(reg);
+	base->nregions = index + 1; /* for describe(); the wrapper says the same */
+	describe(t);
+	base->nregions = index;
+	return 0;
+}
+
+static int rd_region_bind(struct lm_transport *base, unsigned index, const struct lm_key *key,
+			    struct lm_error *err)
+{
+	struct rdma *t = rd_of(base);
+	struct rd_wire_key k;
+	unsigned shift;
+
+	memcpy(&k, key->bytes, sizeof(k));
+	shift = lm_le32_get(k.shift);
+	if (lm_le32_get(k.version) != RDMA_VERSION || shift < LM_PAGE_SHIFT || shift > 46 ||
+	    lm_le64_get(k.size) != base->region_size[index] || base->region_size[index] >> shift > 1 << 20)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the key of region %u is not one of ours", index);
+	for (unsigned i = 0; i < base->nlanes; i++)
+		if (rd_active_bind(&t->lanes[i], index, shift, base->region_size[index]))
+			return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	return 0;
+}
+
+/* ---- lanes ---- */
+
+static int rd_queue(struct lm_transport *base, unsigned lane, const struct lm_run *runs, unsigned n,
+		      struct lm_error *err)
+{
+	struct rd_lane *l = &rd_of(base)->lanes[lane];
+
+	if (atomic_load_explicit(&l->shut, memory_order_relaxed))
+		return rd_lane_error(l, 0, err, " ");
+	return rd_active_queue(l, runs, n, err);
+}
+
+static int rd_flush(struct lm_transport *base, unsigned lane, uint64_t seq, struct lm_error *err)
+{
+	struct rd_lane *l = &rd_of(base)->lanes[lane];
+
+	if (atomic_load_explicit(&l->shut, memory_order_relaxed))
+		return rd_lane_error(l, 0, err, " ");
+	return rd_active_flush(l, seq, err);
+}
+
+static int rd_poll(struct lm_transport *base, unsigned lane, int timeout_ms, int wake_fd,
+		     struct lm_poll_result *res, struct lm_error *err)
+{
+	return rd_lane_poll(&rd_of(base)->lanes[lane], timeout_ms, wake_fd, res, err);
+}
+
+static void rd_shut(struct lm_transport *base, unsigned lane)
+{
+	rd_lane_shut(&rd_of(base)->lanes[lane]);
+}
+
+static const struct lm_transport_ops rd_ops = {
+	.name = "rdma",
+	.listen = rd_listen_op,
+	.open = rd_open,
+	.region_add = rd_region_add,
+	.region_bind = rd_region_bind,
+	.write = rd_queue,
+	.fetch = rd_queue,
+	.flush = rd_flush,
+	.poll = rd_poll,
+	.shut = rd_shut,
+	.close = rd_close,
+};
+
+struct lm_transport *lm_transport_rdma_new(void)
+{
+	struct rdma *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return NULL;
+	t->base.ops = &rd_ops;
+	return &t->base;
+}
