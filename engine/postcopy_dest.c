@@ -427,7 +427,7 @@ static int end(struct lm_session *s, struct lm_error *err)
 {
 	int r;
 
-	lm_puller_down(&s->pull.puller);
+	lm_puller_stop(&s->pull.puller); /* finish is called when no other call of the pager runs */
 	if (s->pull.puller.ram)
 		collect_stats(s);
 	r = let_go(s, err);

@@ -484,14 +484,20 @@ uint64_t lm_puller_missing(struct lm_puller *p)
 	return atomic_load(&p->arrival.remaining);
 }
 
-void lm_puller_fini(struct lm_puller *p)
+void lm_puller_stop(struct lm_puller *p)
 {
-	if (!p->ram)
-		return;
 	lm_puller_down(p);
 	atomic_store(&p->stop, true);
 	if (p->serving)
 		pthread_join(p->faults, NULL);
+	p->serving = false;
+}
+
+void lm_puller_fini(struct lm_puller *p)
+{
+	if (!p->ram)
+		return;
+	lm_puller_stop(p);
 	lm_pool_free(p->pool);
 	lm_arrival_fini(&p->arrival);
 	lm_close_fd(&p->event_fd);

@@ -76,7 +76,9 @@ void lm_puller_set_link(struct lm_puller *p, int64_t rtt_ns, uint64_t bytes_per_
 /* What lane has failed and why; NULL when none has. After down. */
 const struct lm_error *lm_puller_error(const struct lm_puller *p);
 uint64_t lm_puller_missing(struct lm_puller *p);
-/* Down, the fault thread ends, all is freed.  Takes a zeroed one. */
+/* Down, and the fault thread ends: nobody calls the pager any more. */
+void lm_puller_stop(struct lm_puller *p);
+/* The same, and all is freed.  Takes a zeroed one. */
 void lm_puller_fini(struct lm_puller *p);
 
 #endif

@@ -118,6 +118,7 @@ static int finish(struct lm_pager *p, struct lm_error *err)
 	for (unsigned i = 0; !r && i < st->config.nregions; i++)
 		r = release(p, i, 0, st->npages[i], err);
 	lm_close_fd(&st->uffd);
+	lm_close_fd(&p->fd); /* nobody may be in any other call by now */
 	atomic_fetch_add(&st->finishes, 1);
 	return r;
 }

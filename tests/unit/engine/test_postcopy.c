@@ -90,8 +90,8 @@ static void *relay_main(void *arg)
 
 		if (a < 0)
 			return NULL;
-		b = atomic_load(&r->refuses) ? -1 : connect_to(r->target);
 		pthread_mutex_lock(&r->mutex);
+		b = atomic_load(&r->refuses) ? -1 : connect_to(r->target);
 		if (b < 0 || r->nfds == 2 * CONNECTIONS) {
 			close(a);
 			lm_close_fd(&b);
@@ -127,6 +127,13 @@ static void relay_cut(struct relay *r)
 	pthread_mutex_lock(&r->mutex);
 	for (unsigned i = 0; i < r->nfds; i++)
 		shutdown(r->fds[i], SHUT_RDWR);
+	pthread_mutex_unlock(&r->mutex);
+}
+
+static void relay_retarget(struct relay *r, const char *target)
+{
+	pthread_mutex_lock(&r->mutex);
+	snprintf(r->target, sizeof(r->target), "%s", target);
 	pthread_mutex_unlock(&r->mutex);
 }
 
@@ -712,7 +719,7 @@ static void a_peer_that_stays_away_interrupts_and_new_engines_go_on(void **state
 	p->on_dst = NULL;
 	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 8 * LM_NS_PER_S;
 	p->dst = recover_session(p, LM_DEST);
-	snprintf(p->relay->target, sizeof(p->relay->target), "%s", lm_session_address(p->dst));
+	relay_retarget(p->relay, lm_session_address(p->dst));
 	p->src = recover_session(p, LM_SOURCE);
 	pair_go(p);
 	assert_moved(p);
@@ -743,7 +750,7 @@ static void pages_that_cannot_be_shown_interrupt_and_can_be_gone_on_with(void **
 	p->on_dst = NULL;
 	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 8 * LM_NS_PER_S;
 	p->dst = recover_session(p, LM_DEST);
-	snprintf(p->relay->target, sizeof(p->relay->target), "%s", lm_session_address(p->dst));
+	relay_retarget(p->relay, lm_session_address(p->dst));
 	p->src = recover_session(p, LM_SOURCE);
 	pair_go(p);
 	assert_moved(p);

@@ -426,6 +426,8 @@ static bool await_all(struct rig *g, unsigned seconds)
 static void assert_all_right(struct rig *g)
 {
 	assert_int_equal(lm_puller_missing(&g->p), 0);
+	touchers_end(g);
+	lm_puller_stop(&g->p); /* the last page is whole before it is shown */
 	assert_int_equal(atomic_load(&g->wrong_content), 0);
 	assert_int_equal(atomic_load(&g->not_whole), 0);
 	assert_int_equal(atomic_load(&g->fetched_again), 0);
