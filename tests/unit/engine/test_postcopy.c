@@ -683,7 +683,7 @@ static struct lm_session *recover_session(struct pair *p, enum lm_side side)
 
 	*o = side == LM_SOURCE ? p->src_opt : p->dst_opt;
 	assert_ok(lm_pcstate_open(&pc, side, getpid(), &err), err);
-	assert_int_equal(pc.head->committed, side == LM_SOURCE);
+	assert_int_equal(pc.head->committed, side == LM_SOURCE ? LM_PC_ANSWERED : LM_PC_NONE);
 	assert_ok(lm_pcstate_ram(&pc, &ram, &err), err);
 	for (unsigned i = 0; i < ram.nregions; i++)
 		ram.regions[i].fd = dup(st->fd[i]);
