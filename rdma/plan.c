@@ -8,6 +8,7 @@
  * Pinned pages stay with the device when the guest gives them back and the file
  * gets new ones: the device would read old memory.  At the source such a guest
  * goes on demand or through a buffer; at the destination the guest does not run.
+ * For post-copy nothing of it is pinned before it is asked for: then it stands still.
  */
 enum rd_mode rd_plan_mode(const struct rd_plan *p)
 {
@@ -27,6 +28,8 @@ enum rd_mode rd_plan_mode(const struct rd_plan *p)
 	if (p->side == LM_SOURCE && p->direction == LM_PUSH && mode != RDMA_MODE_ODP &&
 	    (p->may_discard || (!may_pin && p->pin == LM_PIN_AUTO)))
 		mode = RDMA_MODE_COPY;
+	if (p->side == LM_SOURCE && p->direction == LM_PULL && p->may_discard && mode == RDMA_MODE_ALL)
+		mode = RDMA_MODE_CHUNK;
 	return mode;
 }
 

@@ -136,13 +136,22 @@ static void expect_mixed(struct rig *rig, unsigned region, uint64_t npages)
 	}
 }
 
+/* A page that was pinned before its hole was made stays with the device. */
+static bool holes_show(const struct backend *b)
+{
+	return b->pin != LM_PIN_ALL;
+}
+
 void fetched_zeros_and_holes_leave_no_page_on_either_side(void **state)
 {
 	enum { N = 1000 };
-	struct rig *rig = rig_open_pull(*state, 1, N * PAGE);
+	struct rig *rig = holes_show(*state) ? rig_open_pull(*state, 1, N * PAGE) : NULL;
 	struct lm_run one = data_run(0, 0, N * PAGE), many[N];
-	uint64_t data = mix_source(rig, 0, N), at_source[2];
+	uint64_t data, at_source[2];
 
+	if (!rig)
+		skip();
+	data = mix_source(rig, 0, N);
 	assert_int_equal(mix_source(rig, 1, N), data);
 	for (unsigned i = 0; i < 2; i++)
 		at_source[i] = file_bytes(&rig->src.region[i], 0, N * PAGE);
@@ -168,9 +177,11 @@ void fetched_zeros_and_holes_leave_no_page_on_either_side(void **state)
 
 void a_large_hole_is_fetched_without_a_byte_of_data(void **state)
 {
-	struct rig *rig = rig_open_pull(*state, 1, 16 * MIB);
+	struct rig *rig = holes_show(*state) ? rig_open_pull(*state, 1, 16 * MIB) : NULL;
 	struct lm_run run = data_run(0, PAGE, 16 * MIB - PAGE);
 
+	if (!rig)
+		skip();
 	punch(&rig->src.region[0], PAGE, 16 * MIB - PAGE);
 	pump_start(rig, 0);
 	assert_int_equal(fetch_runs(rig, 0, &run, 1), 0);

@@ -65,6 +65,10 @@ static void a_guest_that_can_give_memory_back_is_never_pinned_at_the_source(void
 		p.odp = false;
 		assert_int_equal(rd_plan_mode(&p), RDMA_MODE_COPY);
 	}
+	p.direction = LM_PULL; /* it stands still when it is asked for pages, not before */
+	p.pin = LM_PIN_ALL;
+	assert_int_equal(rd_plan_mode(&p), RDMA_MODE_CHUNK);
+	p.direction = LM_PUSH;
 	p.side = LM_DEST; /* it does not run there */
 	assert_int_not_equal(rd_plan_mode(&p), RDMA_MODE_COPY);
 }
