@@ -454,6 +454,7 @@ static const struct test tests[] = {
 	TEST(a_wait_ends_when_the_other_descriptor_is_readable),
 	TEST(each_direction_refuses_the_calls_of_the_other),
 	TEST(the_source_refuses_to_answer_for_what_lies_outside),
+	TEST(a_wait_ends_when_the_answer_has_come),
 	TEST(an_idle_lane_takes_no_cpu),
 	TEST(a_source_whose_answers_nobody_reads_takes_no_cpu),
 	TEST(nothing_that_was_fetched_lands_after_shut),
@@ -461,6 +462,7 @@ static const struct test tests[] = {
 	TEST(one_fetching_lane_cut_leaves_the_others_alive),
 	TEST(the_end_of_the_peer_is_reported_to_who_fetches),
 	TEST(the_end_of_the_peer_is_reported_to_who_answers),
+	TEST(nothing_that_was_fetched_lands_after_close),
 	TEST(no_descriptor_is_left_behind),
 	TEST(open_says_how_it_works),
 };

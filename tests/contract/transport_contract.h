@@ -55,7 +55,7 @@ struct pump {
 	pthread_t thread;
 	bool running;
 	_Atomic bool stop;
-	_Atomic uint64_t bytes;
+	_Atomic uint64_t bytes, polls;
 	_Atomic int result; /* error of poll, 1: closed in an orderly way */
 };
 
@@ -160,6 +160,7 @@ void a_lane_that_is_asked_too_much_says_again_and_loses_nothing(void **state);
 void a_wait_ends_when_the_other_descriptor_is_readable(void **state);
 void each_direction_refuses_the_calls_of_the_other(void **state);
 void the_source_refuses_to_answer_for_what_lies_outside(void **state);
+void a_wait_ends_when_the_answer_has_come(void **state);
 void an_idle_lane_takes_no_cpu(void **state);
 void a_source_whose_answers_nobody_reads_takes_no_cpu(void **state);
 
@@ -169,6 +170,7 @@ void a_cut_at_the_source_leaves_whole_what_was_counted(void **state);
 void one_fetching_lane_cut_leaves_the_others_alive(void **state);
 void the_end_of_the_peer_is_reported_to_who_fetches(void **state);
 void the_end_of_the_peer_is_reported_to_who_answers(void **state);
+void nothing_that_was_fetched_lands_after_close(void **state);
 
 /* transport_contract_end.c */
 void one_lane_cut_leaves_the_others_alive(void **state);

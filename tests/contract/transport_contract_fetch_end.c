@@ -166,3 +166,21 @@ void the_end_of_the_peer_is_reported_to_who_answers(void **state)
 	assert_int_equal(source_poll_until_error(rig, 0, 2000, &err), -ECONNRESET);
 	rig_free(rig);
 }
+
+void nothing_that_was_fetched_lands_after_close(void **state)
+{
+	struct rig *rig = rig_open_pull(*state, 1, 64 * PAGE);
+	struct lm_run run = data_run(0, 0, 64 * PAGE);
+	uint64_t before = dest_hash(rig);
+
+	assert_int_equal(fetch_try(rig, 0, &run, 1, &err), 1);
+	lm_transport_free(rig->dst.t);
+	rig->dst.t = NULL;
+	pump_start(rig, 0);
+	for (int i = 0; i < 500 && !rig->pumps[0].result; i++)
+		usleep(10000);
+	pump_stop(rig, 0);
+	assert_true(rig->pumps[0].result != 0);
+	assert_true(dest_hash(rig) == before);
+	rig_free(rig);
+}

@@ -386,6 +386,7 @@ static void *pump_main(void *arg)
 
 		r = lm_transport_poll(t, p->lane, 5, &res, &err);
 		atomic_fetch_add(&p->bytes, res.bytes);
+		atomic_fetch_add(&p->polls, 1);
 		if (!r && res.closed)
 			r = 1;
 	}
