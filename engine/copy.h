@@ -76,7 +76,7 @@ void lm_copier_fini(struct lm_copier *c); /* takes a zeroed one */
 void lm_copier_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes);
 /* From the session's thread: make the lanes give up soon. */
 void lm_copier_stop(struct lm_copier *c);
-/* From any thread: end this job and all later ones early, at the next chunk. */
+/* From any thread: end the job that is under way early, at the next chunk.  Until the next start. */
 void lm_copier_interrupt(struct lm_copier *c);
 /* After finish: add to rest what an interrupted job has not begun. */
 void lm_copier_rest(const struct lm_copier *c, struct lm_pageset *rest);

@@ -182,7 +182,7 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 	if (!r && src->asked_ns > s->control.last_heard_ns && now - src->asked_ns > s->opt.peer_timeout_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
 			   (double)s->opt.peer_timeout_ns / 1e9);
-	if (atomic_load_explicit(&s->postcopy_asked, memory_order_relaxed) && s->pull.allowed && !src->postcopy)
+	if (src->may_cut && s->pull.allowed && atomic_load_explicit(&s->postcopy_asked, memory_order_relaxed))
 		lm_copier_interrupt(&src->copier);
 	if (!r && !src->pause_begun && now > src->deadline_ns)
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "not ready to switch over within --timeout");
@@ -409,6 +409,7 @@ int lm_precopy_first(struct lm_session *s, struct lm_error *err)
 	 * All of it stays behind: then these pages are not called holes.  What was one when we looked
 	 * may be written before the next scan, which would not tell.
 	 */
+	s->src.may_cut = true;
 	if (!r && s->opt.postcopy != LM_POSTCOPY_NOW)
 		r = round_copy(s, &round, false, err);
 	lm_pageset_clear_all(&s->src.holes);
@@ -435,6 +436,8 @@ static int decide(struct lm_session *s, const struct lm_round *round, struct lm_
 	e.u.decision = *d;
 	lm_session_event(s, &e);
 	s->src.postcopy = d->kind == LM_DECIDE_POSTCOPY;
+	/* A round that a decision follows.  Of what is copied before a switchover without post-copy all has to go. */
+	s->src.may_cut = d->kind == LM_DECIDE_CONTINUE;
 	if (d->kind != LM_DECIDE_ABORT)
 		return 0;
 	s->summary.outcome = LM_OUTCOME_STALLED;

@@ -37,6 +37,7 @@ struct lm_source {
 	int64_t stopped_seen_ns; /* when we learned that the guest stopped, CLOCK_MONOTONIC */
 	bool pause_begun, commit_sent;
 	bool postcopy; /* decided: pages will stay behind */
+	bool may_cut;  /* the round that is being copied may end early, for post-copy */
 	unsigned round;
 	uint64_t round_pages, round_done0;
 };

@@ -98,6 +98,22 @@ static void ram_is_equal(struct rig *rig)
 	rig_guest_assert_well(m.b);
 }
 
+/* The guest is being paused after pre-copy: there is no way to post-copy any more, and nothing may be left out. */
+static void asking_too_late_loses_nothing(struct rig *rig)
+{
+	static const struct rig_run_options late = {
+		.args = { "--max-bandwidth", "64MiB/s", "--max-downtime", "4s", "--max-pause", "20s" },
+		.fault = "pausing:run=kill -USR1 $PPID; sleep 0.2",
+	};
+	struct move m;
+
+	start(&m, rig, &busy, &(struct rig_run_options){ .args = { "--paused" } }, &late);
+	assert_int_equal(rig_run_wait(m.send, 3 * RIG_WAIT_MS), 0);
+	assert_int_equal(rig_run_wait(m.receive, RIG_WAIT_MS), 0);
+	assert_true(rig_summary_int(m.send, "blackout.last_pages") > 0);
+	rig_assert_ram_equal(m.a, m.b);
+}
+
 static void no_descriptor_of_ours_stays_in_qemu(struct rig *rig)
 {
 	struct move m;
@@ -119,6 +135,7 @@ int main(int argc, char **argv)
 		RIG_TEST_ARG("a_busy_guest_under_kvm_moves", a_busy_guest_moves, &microvm),
 		RIG_TEST_ARG("ram_is_equal", ram_is_equal, &busy),
 		RIG_TEST_ARG("ram_is_equal_with_two_backends", ram_is_equal, &two_backends),
+		RIG_TEST(asking_too_late_loses_nothing),
 		RIG_TEST(no_descriptor_of_ours_stays_in_qemu),
 		RIG_TEST(a_busy_guest_on_huge_pages_moves),
 	};
