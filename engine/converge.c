@@ -8,6 +8,8 @@
 /* Rounds below this size measure latency, not throughput. */
 #define MEASURE_BYTES (UINT64_C(1) << 20)
 #define SMOOTH 0.5
+/* A round pays that brings the prediction down by this part of it. */
+#define PAYS 4
 /* Nothing measured (a guest that is all zeros): assume 1 Gbit/s. */
 #define GUESS_BYTES_PER_S 125e6
 
@@ -19,6 +21,21 @@ void lm_converge_init(struct lm_converge *c, const struct lm_options *options)
 	c->cap_bytes_per_s = options->max_bandwidth_bytes_per_s;
 }
 
+static double throughput(const struct lm_converge *c)
+{
+	double v = c->bytes_per_s > 0 ? c->bytes_per_s : GUESS_BYTES_PER_S;
+
+	return c->cap_bytes_per_s && v > (double)c->cap_bytes_per_s ? (double)c->cap_bytes_per_s : v;
+}
+
+/* What it takes to copy so many pages. */
+static int64_t copy_ns(const struct lm_converge *c, uint64_t pages)
+{
+	double ns = (double)(pages << LM_PAGE_SHIFT) * 1e9 / throughput(c);
+
+	return ns > 1e18 ? INT64_C(1000000000000000000) : (int64_t)ns;
+}
+
 void lm_converge_round(struct lm_converge *c, const struct lm_round *round)
 {
 	double now;
@@ -27,13 +44,18 @@ void lm_converge_round(struct lm_converge *c, const struct lm_round *round)
 		return;
 	now = (double)round->bytes * 1e9 / (double)round->copy_ns;
 	c->bytes_per_s = c->bytes_per_s > 0 ? SMOOTH * now + (1 - SMOOTH) * c->bytes_per_s : now;
+	/* The first decision compares with the first round itself. */
+	if (!c->before_ns)
+		c->before_ns = copy_ns(c, round->dirty_pages);
 }
 
-static double throughput(const struct lm_converge *c)
+bool lm_converge_hopeless(const struct lm_converge *c, uint64_t dirty_pages, uint64_t round_pages,
+			  uint64_t done_pages, int64_t since_ns)
 {
-	double v = c->bytes_per_s > 0 ? c->bytes_per_s : GUESS_BYTES_PER_S;
+	double per_page = done_pages ? (double)since_ns / (double)done_pages : 0;
 
-	return c->cap_bytes_per_s && v > (double)c->cap_bytes_per_s ? (double)c->cap_bytes_per_s : v;
+	return c->can_postcopy && dirty_pages >= round_pages - round_pages / PAYS &&
+	       per_page * (double)dirty_pages > (double)c->max_downtime_ns;
 }
 
 static bool stalled(struct lm_converge *c, unsigned round, int64_t predicted_ns)
@@ -60,10 +82,9 @@ static enum lm_decision_kind on_stall(const struct lm_converge *c)
 	return LM_DECIDE_CONTINUE;
 }
 
-/* A round that saved less than a quarter of what is left does not pay. */
 static bool pays(struct lm_converge *c, int64_t predicted_ns)
 {
-	bool pays = !c->before_ns || predicted_ns < c->before_ns - c->before_ns / 4;
+	bool pays = !c->before_ns || predicted_ns < c->before_ns - c->before_ns / PAYS;
 
 	c->before_ns = predicted_ns;
 	return pays;
@@ -79,13 +100,12 @@ static void decide_postcopy(const struct lm_converge *c, uint64_t dirty_pages, s
 void lm_converge_decide(struct lm_converge *c, unsigned round, uint64_t dirty_pages, int64_t scan_ns,
 			int64_t rtt_ns, struct lm_decision *ret)
 {
-	double copy_ns = (double)(dirty_pages << LM_PAGE_SHIFT) * 1e9 / throughput(c);
 	bool stall;
 
 	memset(ret, 0, sizeof(*ret));
 	ret->round = round;
 	ret->max_downtime_ns = c->max_downtime_ns;
-	ret->predicted_ns = scan_ns + rtt_ns + (copy_ns > 1e18 ? INT64_C(1000000000000000000) : (int64_t)copy_ns);
+	ret->predicted_ns = scan_ns + rtt_ns + copy_ns(c, dirty_pages);
 	if (ret->predicted_ns <= c->max_downtime_ns) {
 		ret->kind = LM_DECIDE_SWITCHOVER;
 		snprintf(ret->reason, sizeof(ret->reason), "last round of %llu pages predicted to take %.2f ms",

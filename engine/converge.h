@@ -16,8 +16,11 @@
  * that was at least a tenth better than the best one before.
  *
  * Where post-copy can follow, pre-copy goes on only while it pays: a round has to
- * bring the prediction down by a quarter.  It costs a pass over what is dirty; the
- * same pages would otherwise be fetched once, after the switchover.
+ * bring the prediction down by a quarter; the first one counts against all of
+ * memory.  It costs a pass over what is dirty; the same pages would otherwise be
+ * fetched once, after the switchover.  What a round finds dirty at its end only grows
+ * while it lasts: when that has become too much, the rest of the round is for nothing
+ * and need not be copied (lm_converge_hopeless).
  */
 #ifndef LM_CONVERGE_H
 #define LM_CONVERGE_H
@@ -43,6 +46,12 @@ struct lm_converge {
 void lm_converge_init(struct lm_converge *c, const struct lm_options *options);
 /* A round has ended: learn its throughput. */
 void lm_converge_round(struct lm_converge *c, const struct lm_round *round);
+/*
+ * In a round of round_pages, of which done_pages were copied in since_ns, dirty_pages
+ * have been written since it began: whether the decision at its end can only be post-copy.
+ */
+bool lm_converge_hopeless(const struct lm_converge *c, uint64_t dirty_pages, uint64_t round_pages,
+			  uint64_t done_pages, int64_t since_ns);
 /* A scan has found dirty_pages and taken scan_ns: what now?  Fills *ret. */
 void lm_converge_decide(struct lm_converge *c, unsigned round, uint64_t dirty_pages, int64_t scan_ns,
 			int64_t rtt_ns, struct lm_decision *ret);

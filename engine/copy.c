@@ -230,6 +230,7 @@ static void job_start(struct lm_copier *c, const struct lm_pageset *todo, const 
 	c->todo = todo;
 	c->holes = holes;
 	atomic_store(&c->cursor, 0);
+	atomic_store(&c->enough, false);
 	memset(c->owner, 0, c->nchunks);
 	lm_pool_start(c->pool, copy_worker, c);
 }

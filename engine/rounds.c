@@ -18,6 +18,9 @@
 
 #define PROGRESS_NS (200 * LM_NS_PER_MS)
 #define PING_NS     (1 * LM_NS_PER_S)
+/* Between two looks at what was written while a round is copied: this, and a part of the time since it began. */
+#define LOOK_NS     (80 * LM_NS_PER_MS)
+#define LOOK_SHARE  8
 /* Ranges of a parallel scan; below this size one thread is faster than waking more. */
 #define SCAN_PAGES  (UINT64_C(1) << 16)
 #define SCAN_ALONE_BYTES (UINT64_C(1) << 30)
@@ -225,6 +228,44 @@ int lm_precopy_tick(struct lm_session *s, struct lm_error *err)
 	return tick(s, false, err);
 }
 
+/* ---- a look at what was written, while a round is copied ---- */
+
+static bool look_is_due(struct lm_session *s, int64_t now)
+{
+	struct lm_source *src = &s->src;
+
+	if (!src->may_stop || !s->pull.allowed || now < src->next_look_ns)
+		return false;
+	/* Looking costs a scan, and what was written is protected anew: it stays a small part of the round. */
+	src->next_look_ns = now + LOOK_NS + (now - src->round_began_ns) / LOOK_SHARE;
+	return true;
+}
+
+/*
+ * What it finds is dirty at the round's end all the same: scanned early, and drained and
+ * copied after that, as everything else.  This thread alone: the others copy.
+ */
+static int look(struct lm_session *s, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+	int64_t begin = lm_now_ns();
+	struct lm_copy_totals t;
+
+	for (unsigned i = 0; i < s->ram.nregions; i++) {
+		uint64_t npages = lm_region_npages(&s->ram.regions[i]);
+		int r = lm_dirty_collect(src->tracker, i, 0, npages, &src->dirty.maps[i], NULL, err);
+
+		if (r)
+			return r;
+	}
+	lm_copier_totals(&src->copier, &t);
+	src->converge.can_postcopy = true;
+	if (lm_converge_hopeless(&src->converge, lm_pageset_count(&src->dirty), src->round_pages,
+				 t.done_pages - src->round_done0, begin - src->round_began_ns))
+		lm_copier_interrupt(&src->copier);
+	return 0;
+}
+
 static int wait_job(struct lm_session *s, struct lm_error *err)
 {
 	struct pollfd p[4] = {
@@ -242,6 +283,8 @@ static int wait_job(struct lm_session *s, struct lm_error *err)
 		if (p[0].revents)
 			return 0;
 		r = tick(s, p[3].revents != 0, err);
+		if (!r && look_is_due(s, lm_now_ns()))
+			r = look(s, err);
 		if (r)
 			return r;
 	}
@@ -349,6 +392,8 @@ static int round_copy(struct lm_session *s, struct lm_round *round, bool drain, 
 	src->round_done0 = before.done_pages;
 	begin = lm_now_ns();
 	src->may_stop = may_stop;
+	src->round_began_ns = begin;
+	src->next_look_ns = begin + LOOK_NS;
 	r = copy_todo(s, err);
 	src->may_stop = false;
 	round->copy_ns = lm_now_ns() - begin;

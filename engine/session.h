@@ -41,6 +41,7 @@ struct lm_source {
 	bool denied;   /* it was said that post-copy, which was asked for, cannot be */
 	unsigned round;
 	uint64_t round_pages, round_done0;
+	int64_t round_began_ns, next_look_ns;
 };
 
 enum lm_dest_state { LM_DEST_OPENING, LM_DEST_COPYING, LM_DEST_PREPARED, LM_DEST_LOADED, LM_DEST_DONE };

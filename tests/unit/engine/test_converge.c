@@ -301,9 +301,44 @@ static void postcopy_comes_before_what_is_done_on_stall(void **state)
 	}
 }
 
+static void where_post_copy_can_follow_the_first_round_has_to_pay(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+	struct lm_round first = { .bytes = 409600000, .copy_ns = LM_NS_PER_S, .dirty_pages = 100000 };
+
+	(void)state;
+	c.can_postcopy = true;
+	lm_converge_round(&c, &first);
+	assert_int_equal(decide(&c, 1, 80000).kind, LM_DECIDE_POSTCOPY);
+	c = converge(LM_STALL_WAIT, 0);
+	c.can_postcopy = true;
+	lm_converge_round(&c, &first);
+	assert_int_equal(decide(&c, 1, 50000).kind, LM_DECIDE_CONTINUE);
+	assert_int_equal(decide(&c, 2, 25000).kind, LM_DECIDE_CONTINUE);
+	assert_int_equal(decide(&c, 3, 24000).kind, LM_DECIDE_POSTCOPY);
+}
+
+static void a_round_is_hopeless_when_its_end_can_only_be_post_copy(void **state)
+{
+	struct lm_converge c = converge(LM_STALL_WAIT, 0);
+
+	(void)state;
+	assert_false(lm_converge_hopeless(&c, 1000, 1000, 10, LM_NS_PER_S));
+	c.can_postcopy = true;
+	assert_true(lm_converge_hopeless(&c, 1000, 1000, 10, LM_NS_PER_S));
+	assert_true(lm_converge_hopeless(&c, 750, 1000, 10, LM_NS_PER_S));
+	assert_false(lm_converge_hopeless(&c, 749, 1000, 10, LM_NS_PER_S));
+	/* What is dirty fits into the downtime at the speed of this round. */
+	assert_false(lm_converge_hopeless(&c, 1000, 1000, 1000, 10 * MS));
+	/* Nothing is known about the speed yet. */
+	assert_false(lm_converge_hopeless(&c, 1000, 1000, 0, LM_NS_PER_S));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_round_is_hopeless_when_its_end_can_only_be_post_copy),
+		cmocka_unit_test(where_post_copy_can_follow_the_first_round_has_to_pay),
 		cmocka_unit_test(an_idle_guest_is_switched_over_at_once),
 		cmocka_unit_test(the_prediction_is_scan_round_trip_and_copy),
 		cmocka_unit_test(the_limit_itself_is_good_enough),
