@@ -295,6 +295,15 @@ bool lm_arrival_whole_stretch(struct lm_arrival *a, unsigned region, uint64_t *p
 	return false;
 }
 
+void lm_arrival_mask_whole(struct lm_arrival *a, unsigned region, uint64_t first, uint64_t n,
+			   struct lm_bitmap *pages)
+{
+	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&a->mutex);
+
+	for (uint64_t w = first / 64; w < (first + n + 63) / 64; w++)
+		pages->words[w] &= a->whole[region].words[w];
+}
+
 void lm_arrival_stats(struct lm_arrival *a, struct lm_postcopy_stats *stats)
 {
 	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&a->mutex);

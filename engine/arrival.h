@@ -86,6 +86,9 @@ void lm_arrival_around(struct lm_arrival *a, unsigned region, uint64_t page, uin
 /* Next stretch of at least min_pages, from *page on, in which everything is whole; moves *page on. */
 bool lm_arrival_whole_stretch(struct lm_arrival *a, unsigned region, uint64_t *page, uint64_t min_pages,
 			      uint64_t *ret_first, uint64_t *ret_n);
+/* Clear in pages those of [first, first + n) that are not whole; first: a multiple of 64. */
+void lm_arrival_mask_whole(struct lm_arrival *a, unsigned region, uint64_t first, uint64_t n,
+			   struct lm_bitmap *pages);
 void lm_arrival_stats(struct lm_arrival *a, struct lm_postcopy_stats *stats);
 
 #endif

@@ -258,6 +258,7 @@ static void take_claimed(struct fault_thread *t, const struct lm_run *run)
 		return;
 	}
 	lane_put(p, p->nlanes, run);
+	lm_throttle_charge(&p->throttle, run->len);
 	t->last = *run;
 	t->has_last = true;
 }
@@ -299,7 +300,10 @@ static void claim_waiting(struct fault_thread *t)
 		take_claimed(t, &run);
 }
 
-/* With every page that somebody waits for on its way, its neighbours are next. */
+/*
+ * With every page that somebody waits for on its way, its neighbours are next: under a
+ * bandwidth cap as far as that allows, but before the background.
+ */
 static int fetch_around(struct fault_thread *t, struct lm_error *err)
 {
 	struct lm_puller *p = t->p;
@@ -309,13 +313,15 @@ static int fetch_around(struct fault_thread *t, struct lm_error *err)
 	if (!t->has_last || l->sent != l->put || !lane_has_room(l))
 		return 0;
 	t->has_last = false;
-	if (!lm_arrival_claim_after(&p->arrival, &t->last, atomic_load(&p->around_pages), &run))
+	if (!lm_throttle_allows(&p->throttle) ||
+	    !lm_arrival_claim_after(&p->arrival, &t->last, atomic_load(&p->around_pages), &run))
 		return 0;
 	if (run.kind == LM_RUN_ZERO) {
 		clear_run(p, &run);
 		return 0;
 	}
 	lane_put(p, p->nlanes, &run);
+	lm_throttle_charge(&p->throttle, run.len);
 	return lane_send(p, p->nlanes, err);
 }
 

@@ -79,6 +79,9 @@ struct lm_postcopy_session {
 	struct lm_error *lane_errors;
 	struct lm_pageset told;   /* pages that were named as left */
 	/* destination */
+	struct lm_pageset watched, to_show; /* pages that may have to be shown, and room for some of them */
+	unsigned show_region;     /* up to here they have been */
+	uint64_t show_page;
 	bool bound, known;        /* the lanes can be used; all that is left was named */
 	struct lm_pager *pager;
 	struct lm_puller puller;

@@ -10,11 +10,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Who sleeps is not made to sleep for longer than this by what others charge. */
+#define LM_THROTTLE_DEBT_NS INT64_C(40000000)
+
 struct lm_throttle {
 	uint64_t max_bytes_per_s; /* 0: no limit */
 	_Atomic int64_t booked_ns;
 };
 
+/* What could not wait was sent: it counts, up to the debt of LM_THROTTLE_DEBT_NS.  Never sleeps. */
+void lm_throttle_charge(struct lm_throttle *t, uint64_t bytes);
+/* Whether there is allowance left, half of the debt included. */
+bool lm_throttle_allows(const struct lm_throttle *t);
 /* Returns early when *stop becomes true. */
 void lm_throttle(struct lm_throttle *t, uint64_t bytes, const _Atomic bool *stop);
 

@@ -365,6 +365,23 @@ static void whole_stretches_are_long_enough_and_end(void **state)
 	rig_free(g);
 }
 
+static void a_mask_leaves_what_is_whole(void **state)
+{
+	struct rig *g = rig_new();
+	struct lm_bitmap pages;
+
+	(void)state;
+	lm_arrival_leave(&g->a, 0, 100, 50, false);
+	assert_int_equal(lm_bitmap_init(&pages, g->whole[0].nbits), 0);
+	lm_bitmap_set_range(&pages, 0, pages.nbits);
+	lm_arrival_mask_whole(&g->a, 0, 64, 100, &pages);
+	assert_int_equal(lm_bitmap_count(&pages), pages.nbits - 50);
+	assert_true(lm_bitmap_test(&pages, 99) && !lm_bitmap_test(&pages, 100));
+	assert_true(!lm_bitmap_test(&pages, 149) && lm_bitmap_test(&pages, 150));
+	lm_bitmap_fini(&pages);
+	rig_free(g);
+}
+
 /* ---- after an engine's death ---- */
 
 static void after_a_restart_what_is_not_whole_is_missing(void **state)
@@ -519,6 +536,7 @@ int main(void)
 		cmocka_unit_test(what_is_given_back_is_asked_for_anew),
 		cmocka_unit_test(more_waiters_than_there_is_room_for_are_not_written_past_the_end),
 		cmocka_unit_test(around_a_page_is_what_is_whole_with_it_in_its_block),
+		cmocka_unit_test(a_mask_leaves_what_is_whole),
 		cmocka_unit_test(whole_stretches_are_long_enough_and_end),
 		cmocka_unit_test(after_a_restart_what_is_not_whole_is_missing),
 		cmocka_unit_test(a_huge_page_that_was_marked_in_part_is_missing_as_a_whole),
