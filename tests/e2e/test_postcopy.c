@@ -26,6 +26,9 @@ static const struct rig_config microvm_eight = {
 };
 static const struct rig_config two_backends = { .mb = 128, .nodes = 2, .append = "mb=96 rate=100000" };
 static const struct rig_config huge = { .mb = 128, .hugepages = true, .append = "mb=64 rate=20000" };
+static const struct rig_config huge_four = {
+	.mb = 128, .hugepages = true, .append = "mb=64 rate=max cpus=4", .extra = { "-smp", "4" },
+};
 static const struct rig_config half_empty = { .mb = 256, .append = "mb=192 rate=100000 fill=half" };
 
 static const struct rig_run_options slow = { .args = { "--max-bandwidth", "64MiB/s" } };
@@ -92,10 +95,11 @@ static void a_busy_guest_moves(struct rig *rig)
 
 static void a_busy_guest_on_huge_pages_moves(struct rig *rig)
 {
+	const struct rig_config *config = rig_arg(rig);
 	struct move m;
 
-	rig_hugepages(rig, 2 * huge.mb);
-	start(&m, rig, &huge, NULL, &slow);
+	rig_hugepages(rig, 2 * config->mb);
+	start(&m, rig, config, NULL, &slow);
 	finish(&m);
 	assert_moved(&m);
 }
@@ -141,7 +145,9 @@ int main(int argc, char **argv)
 		RIG_TEST_ARG("ram_is_equal", ram_is_equal, &busy),
 		RIG_TEST_ARG("ram_is_equal_with_two_backends", ram_is_equal, &two_backends),
 		RIG_TEST(no_descriptor_of_ours_stays_in_qemu),
-		RIG_TEST(a_busy_guest_on_huge_pages_moves),
+		RIG_TEST_ARG("a_busy_guest_on_huge_pages_moves", a_busy_guest_on_huge_pages_moves, &huge),
+		RIG_TEST_ARG("a_busy_guest_on_huge_pages_with_four_vcpus_moves", a_busy_guest_on_huge_pages_moves,
+			     &huge_four),
 	};
 
 	return rig_main(argc, argv, tests, sizeof(tests) / sizeof(*tests));
