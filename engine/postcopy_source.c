@@ -10,7 +10,9 @@
 #include "cleanup.h"
 #include "session.h"
 
+/* The destination hears nothing else from us: often enough for a short --peer-timeout, which will be its own, too. */
 #define PING_NS (1 * LM_NS_PER_S)
+#define PINGS_PER_TIMEOUT 4
 #define TRY_AGAIN_NS (200 * LM_NS_PER_MS)
 /* The last word (WHOLE) may be on its way when the lanes close. */
 #define LAST_WORD_NS (2 * LM_NS_PER_S)
@@ -247,12 +249,12 @@ static int handle(struct lm_session *s, const struct lm_msg *msg, struct lm_erro
 
 static int tick(struct lm_session *s, struct lm_error *err)
 {
-	int64_t now = lm_now_ns();
+	int64_t now = lm_now_ns(), every = s->opt.peer_timeout_ns / PINGS_PER_TIMEOUT;
 
 	if (now - s->control.last_heard_ns > s->opt.peer_timeout_ns)
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
 			      (double)s->opt.peer_timeout_ns / 1e9);
-	if (now - s->pull.last_ping_ns < PING_NS)
+	if (now - s->pull.last_ping_ns < (every < PING_NS ? every : PING_NS))
 		return 0;
 	s->pull.last_ping_ns = now;
 	return lm_control_ping(&s->control, lm_session_peer_deadline(s), err);

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * One guest, fifty migrations, both sessions of each in this one process: no
- * bad page, and neither QEMU nor the engine has grown at the end.
+ * bad page, and neither QEMU nor the engine has grown at the end.  The same, with
+ * less of them, by post-copy.
  */
+#include <dirent.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +14,7 @@
 #include "rig.h"
 
 #define MOVES	50
+#define PULLS	20 /* by post-copy */
 #define SETTLED	10 /* moves after which caches and arenas have their size */
 
 static const struct rig_config guest = { .mb = 32, .append = "mb=12 rate=2000" };
@@ -30,11 +33,13 @@ static void *run(void *arg)
 	return NULL;
 }
 
-static void open_sides(struct rig_vm *a, struct rig_vm *b, struct side *source, struct side *dest)
+static void open_sides(struct rig_vm *a, struct rig_vm *b, enum lm_postcopy postcopy, struct side *source,
+		       struct side *dest)
 {
 	struct lm_options o;
 
 	lm_options_default(&o);
+	o.postcopy = postcopy;
 	o.qmp = b->qmp;
 	o.address = "127.0.0.1:0";
 	if (lm_dest_open(&o, &dest->session, &dest->err))
@@ -45,17 +50,20 @@ static void open_sides(struct rig_vm *a, struct rig_vm *b, struct side *source, 
 		fail_msg("source: %s", source->err.msg);
 }
 
-static void move(struct rig_vm *a, struct rig_vm *b)
+static void move(struct rig_vm *a, struct rig_vm *b, enum lm_postcopy postcopy)
 {
 	struct side source = { 0 }, dest = { 0 };
+	bool pulled = postcopy == LM_POSTCOPY_NOW;
 	pthread_t thread;
 
-	open_sides(a, b, &source, &dest);
+	open_sides(a, b, postcopy, &source, &dest);
 	assert_int_equal(pthread_create(&thread, NULL, run, &dest), 0);
 	run(&source);
 	pthread_join(thread, NULL);
+	pulled = !pulled || lm_session_summary(dest.session)->postcopy.left_pages;
 	lm_session_free(source.session);
 	lm_session_free(dest.session);
+	assert_true(pulled);
 	if (source.rc || dest.rc)
 		fail_msg("source: %d %s; destination: %d %s", source.rc, source.err.msg, dest.rc, dest.err.msg);
 }
@@ -93,17 +101,17 @@ static void assert_no_growth(const struct sizes *then, const struct sizes *now, 
 	assert_true(now->qemu_bytes < then->qemu_bytes + qemu_slack);
 }
 
-static void fifty_moves_of_one_guest_leave_no_trace(struct rig *rig)
+static void move_on_and_on(struct rig *rig, int moves, enum lm_postcopy postcopy)
 {
 	struct rig_vm *at = rig_vm_start(rig, "0", &guest, RIG_RUNS), *next;
 	struct sizes then = { 0 }, now;
 	char name[8];
 
 	rig_guest_wait_ready(at);
-	for (int i = 1; i <= MOVES; i++) {
+	for (int i = 1; i <= moves; i++) {
 		snprintf(name, sizeof(name), "%d", i);
 		next = rig_vm_start(rig, name, &guest, RIG_WAITS);
-		move(at, next);
+		move(at, next, postcopy);
 		rig_vm_end(at);
 		at = next;
 		rig_guest_assert_well(at);
@@ -114,12 +122,40 @@ static void fifty_moves_of_one_guest_leave_no_trace(struct rig *rig)
 	assert_no_growth(&then, &now, OTHER_QEMU);
 }
 
+static void fifty_moves_of_one_guest_leave_no_trace(struct rig *rig)
+{
+	move_on_and_on(rig, MOVES, LM_POSTCOPY_AUTO);
+}
+
+static unsigned count_files(const char *path)
+{
+	unsigned n = 0;
+	DIR *d = opendir(path);
+
+	assert_non_null(d);
+	for (struct dirent *e; (e = readdir(d));)
+		n += e->d_name[0] != '.';
+	closedir(d);
+	return n;
+}
+
+/* Nor a state file of what there was to recover. */
+static void twenty_post_copies_of_one_guest_leave_no_trace(struct rig *rig)
+{
+	char dir[RIG_PATH_MAX];
+
+	setenv("XDG_RUNTIME_DIR", rig_dir(rig), 1);
+	move_on_and_on(rig, PULLS, LM_POSTCOPY_NOW);
+	rig_path(rig, dir, "migrate-rdma");
+	assert_int_equal(count_files(dir), 0);
+}
+
 static void give_up(struct rig_vm *a, struct rig_vm *b)
 {
 	struct side source = { 0 }, dest = { 0 };
 	pthread_t thread;
 
-	open_sides(a, b, &source, &dest);
+	open_sides(a, b, LM_POSTCOPY_AUTO, &source, &dest);
 	assert_int_equal(pthread_create(&thread, NULL, run, &dest), 0);
 	lm_session_cancel(source.session);
 	run(&source);
@@ -154,6 +190,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		RIG_TEST(fifty_moves_of_one_guest_leave_no_trace),
+		RIG_TEST(twenty_post_copies_of_one_guest_leave_no_trace),
 		RIG_TEST(migrations_that_are_given_up_leave_no_trace),
 	};
 

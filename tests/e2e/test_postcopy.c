@@ -15,13 +15,30 @@ static const struct rig_config busy = { .mb = 128, .append = "mb=64 rate=100000"
 static const struct rig_config microvm = {
 	.machine = "microvm", .accel = "kvm", .mb = 128, .append = "mb=64 rate=100000",
 };
+static const struct rig_config four_vcpus = {
+	.mb = 128, .append = "mb=64 rate=max cpus=4", .extra = { "-smp", "4" },
+};
+static const struct rig_config microvm_two = {
+	.machine = "microvm", .accel = "kvm", .mb = 128, .append = "mb=32 rate=max cpus=2", .extra = { "-smp", "2" },
+};
+static const struct rig_config microvm_eight = {
+	.machine = "microvm", .accel = "kvm", .mb = 128, .append = "mb=32 rate=max cpus=8", .extra = { "-smp", "8" },
+};
 static const struct rig_config two_backends = { .mb = 128, .nodes = 2, .append = "mb=96 rate=100000" };
 static const struct rig_config huge = { .mb = 128, .hugepages = true, .append = "mb=64 rate=20000" };
+static const struct rig_config huge_four = {
+	.mb = 128, .hugepages = true, .append = "mb=64 rate=max cpus=4", .extra = { "-smp", "4" },
+};
 static const struct rig_config half_empty = { .mb = 256, .append = "mb=192 rate=100000 fill=half" };
 
 static const struct rig_run_options slow = { .args = { "--max-bandwidth", "64MiB/s" } };
-/* For a guest of a software KVM, which on a busy machine writes less than that. */
+/* A software KVM on a busy machine writes no more than 50 MiB/s. */
 static const struct rig_run_options slower = { .args = { "--max-bandwidth", "16MiB/s" } };
+
+static const struct rig_run_options *cap_for(const struct rig_config *config)
+{
+	return config->accel ? &slower : &slow;
+}
 
 struct move {
 	struct rig_vm *a, *b;
@@ -68,10 +85,9 @@ static void assert_moved(struct move *m)
 
 static void a_busy_guest_moves(struct rig *rig)
 {
-	const struct rig_config *config = rig_arg(rig);
 	struct move m;
 
-	start(&m, rig, config, NULL, config->accel ? &slower : &slow);
+	start(&m, rig, rig_arg(rig), NULL, cap_for(rig_arg(rig)));
 	assert_non_null(rig_run_event_is(m.send, "decision", "decision", "postcopy", 2 * RIG_WAIT_MS));
 	finish(&m);
 	assert_moved(&m);
@@ -79,10 +95,11 @@ static void a_busy_guest_moves(struct rig *rig)
 
 static void a_busy_guest_on_huge_pages_moves(struct rig *rig)
 {
+	const struct rig_config *config = rig_arg(rig);
 	struct move m;
 
-	rig_hugepages(rig, 2 * huge.mb);
-	start(&m, rig, &huge, NULL, &slow);
+	rig_hugepages(rig, 2 * config->mb);
+	start(&m, rig, config, NULL, &slow);
 	finish(&m);
 	assert_moved(&m);
 }
@@ -92,7 +109,8 @@ static void ram_is_equal(struct rig *rig)
 {
 	struct move m;
 
-	start(&m, rig, rig_arg(rig), &(struct rig_run_options){ .args = { "--paused" } }, &slow);
+	start(&m, rig, rig_arg(rig), &(struct rig_run_options){ .args = { "--paused" } },
+	      cap_for(rig_arg(rig)));
 	finish(&m);
 	assert_false(rig_vm_running(m.a));
 	assert_false(rig_vm_running(m.b));
@@ -135,12 +153,18 @@ int main(int argc, char **argv)
 		RIG_TEST_ARG("a_busy_guest_moves", a_busy_guest_moves, &busy),
 		RIG_TEST_ARG("a_busy_guest_with_two_backends_moves", a_busy_guest_moves, &two_backends),
 		RIG_TEST_ARG("a_busy_guest_that_is_half_empty_moves", a_busy_guest_moves, &half_empty),
+		RIG_TEST_ARG("a_busy_guest_with_four_vcpus_moves", a_busy_guest_moves, &four_vcpus),
 		RIG_TEST_ARG("a_busy_guest_under_kvm_moves", a_busy_guest_moves, &microvm),
+		RIG_TEST_ARG("a_busy_guest_under_kvm_with_two_vcpus_moves", a_busy_guest_moves, &microvm_two),
+		RIG_TEST_ARG("a_busy_guest_under_kvm_with_eight_vcpus_moves", a_busy_guest_moves, &microvm_eight),
+		RIG_TEST_ARG("the_ram_under_kvm_with_eight_vcpus_is_equal", ram_is_equal, &microvm_eight),
 		RIG_TEST_ARG("ram_is_equal", ram_is_equal, &busy),
 		RIG_TEST_ARG("ram_is_equal_with_two_backends", ram_is_equal, &two_backends),
 		RIG_TEST(asking_too_late_loses_nothing),
 		RIG_TEST(no_descriptor_of_ours_stays_in_qemu),
-		RIG_TEST(a_busy_guest_on_huge_pages_moves),
+		RIG_TEST_ARG("a_busy_guest_on_huge_pages_moves", a_busy_guest_on_huge_pages_moves, &huge),
+		RIG_TEST_ARG("a_busy_guest_on_huge_pages_with_four_vcpus_moves", a_busy_guest_on_huge_pages_moves,
+			     &huge_four),
 	};
 
 	return rig_main(argc, argv, tests, sizeof(tests) / sizeof(*tests));

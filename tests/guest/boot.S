@@ -25,7 +25,28 @@
 #define SEL_KDATA	0x10
 #define SEL_UDATA	0x1b
 #define SEL_UCODE	0x23
+#define SEL_KCODE32	0x28
 #define FLAGS_USER	0x3002		/* I/O privilege 3, interrupts off */
+
+#define CPUS_MAX	16		/* as in guest.h */
+#define AP_STACK_SHIFT	13
+
+/* From 32-bit mode; the jump into 64-bit mode is next. */
+	.macro	paging_on
+	movl	%cr4, %eax
+	orl	$CR4_PAE, %eax
+	movl	%eax, %cr4
+	movl	$boot_pml4, %eax
+	movl	%eax, %cr3
+	movl	$MSR_EFER, %ecx
+	rdmsr
+	orl	$EFER_LME, %eax
+	wrmsr
+	movl	%cr0, %eax
+	andl	$~CR0_OFF, %eax
+	orl	$CR0_ON, %eax
+	movl	%eax, %cr0
+	.endm
 
 	.section .multiboot, "a"
 	.balign	4
@@ -53,20 +74,8 @@ start:
 	decl	%ecx
 	jnz	1b
 
-	movl	%cr4, %eax
-	orl	$CR4_PAE, %eax
-	movl	%eax, %cr4
-	movl	$boot_pml4, %eax
-	movl	%eax, %cr3
-	movl	$MSR_EFER, %ecx
-	rdmsr
-	orl	$EFER_LME, %eax
-	wrmsr
-	movl	%cr0, %eax
-	andl	$~CR0_OFF, %eax
-	orl	$CR0_ON, %eax
-	movl	%eax, %cr0
 	lgdt	gdt_pointer
+	paging_on
 	ljmp	$SEL_KCODE, $start64
 
 	.code64
@@ -83,8 +92,53 @@ start64:
 	jmp	1b
 
 /*
- * void enter_user(void (*function)(void)): goes on in ring 3 on the same
- * stack, and never comes back.  No interrupt or fault is ever taken, so there
+ * Where the other vCPUs begin, in real mode: up to ap_start_end a copy at the
+ * beginning of a page below 1 MiB.
+ */
+	.code16
+	.globl	ap_start, ap_start_end
+ap_start:
+	cli
+	cld
+	movw	%cs, %ax
+	movw	%ax, %ds
+	lgdtl	ap_gdt_pointer - ap_start
+	movl	%cr0, %eax
+	orl	$1, %eax
+	movl	%eax, %cr0
+	ljmpl	$SEL_KCODE32, $ap_start32
+ap_gdt_pointer:
+	.word	gdt_pointer - gdt - 1
+	.long	gdt
+ap_start_end:
+
+	.code32
+ap_start32:
+	movl	$SEL_KDATA, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %ss
+	paging_on
+	ljmp	$SEL_KCODE, $ap_start64
+
+	.code64
+ap_start64:
+	movl	$1, %edi
+	lock xaddl %edi, ap_next		/* its number */
+	cmpl	$CPUS_MAX, %edi
+	jae	1f
+	movl	%edi, %eax
+	shll	$AP_STACK_SHIFT, %eax
+	leaq	ap_stacks(%rax), %rsp		/* its end: number 1 has the first */
+	fninit
+	call	guest_ap
+1:	cli
+	hlt
+	jmp	1b
+
+/*
+ * void enter_user(void (*function)(uint64_t), uint64_t argument): goes on in ring 3
+ * on the same stack, and never comes back.  No interrupt or fault is ever taken, so there
  * is neither a TSS nor an IDT: a fault is a triple fault, which ends QEMU
  * under -no-reboot.
  */
@@ -93,11 +147,13 @@ enter_user:
 	movl	$SEL_UDATA, %eax
 	movl	%eax, %ds
 	movl	%eax, %es
+	movq	%rsp, %rax		/* as a call leaves it */
 	pushq	$SEL_UDATA
-	pushq	$stack_top - 8		/* as a call would leave it */
+	pushq	%rax
 	pushq	$FLAGS_USER
 	pushq	$SEL_UCODE
 	pushq	%rdi
+	movq	%rsi, %rdi
 	iretq
 
 	.section .rodata
@@ -108,6 +164,7 @@ gdt:
 	.quad	0x00cf93000000ffff	/* kernel data */
 	.quad	0x00cff3000000ffff	/* user data */
 	.quad	0x00affb000000ffff	/* user code, 64-bit */
+	.quad	0x00cf9b000000ffff	/* kernel code, 32-bit */
 gdt_pointer:
 	.word	. - gdt - 1
 	.long	gdt
@@ -123,5 +180,12 @@ boot_pd:
 	.skip	4096
 	.skip	16384
 stack_top:
+ap_stacks:
+	.skip	(CPUS_MAX - 1) << AP_STACK_SHIFT
+
+	.data
+	.balign	4
+ap_next:
+	.long	1
 
 	.section .note.GNU-stack, "", @progbits

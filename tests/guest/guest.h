@@ -2,9 +2,8 @@
 /*
  * The freestanding test guest: what its parts offer one another.
  *
- * One vCPU runs everything.  The seam for more: struct work is all the state
- * of one worker over one range of pages and nothing in work.c is global, so
- * further vCPUs would each get a struct work and a heartbeat slot of their own.
+ * struct work is all the state of one worker over one range of pages: each vCPU
+ * has one.  The first one does all the rest as well.
  */
 #ifndef TEST_GUEST_H
 #define TEST_GUEST_H
@@ -15,7 +14,9 @@
 
 /* boot.S */
 extern uint64_t boot_pdpt[512];
-void enter_user(void (*function)(void)) __attribute__((noreturn));
+void enter_user(void (*function)(uint64_t), uint64_t argument) __attribute__((noreturn));
+extern const uint8_t ap_start[], ap_start_end[];
+#define CPUS_MAX 16	/* as in boot.S */
 
 /* options.c */
 enum pattern { PATTERN_RANDOM, PATTERN_SEQ, PATTERN_HOT };
@@ -28,6 +29,7 @@ struct options {
 	enum pattern pattern;
 	enum fill fill;
 	bool verify;
+	uint64_t cpus;
 };
 
 /* The word that is not understood, or NULL. */
@@ -78,6 +80,7 @@ void say(const char *format, ...);
 struct work {
 	const struct memory *mem;
 	struct options opt;
+	uint64_t first, pages;	/* its slice */
 	uint64_t usable;	/* pages it may write */
 	uint64_t random;	/* generator state */
 	uint64_t next;		/* of the sequential pattern */
@@ -92,11 +95,26 @@ struct work {
 	uint64_t paid_tsc;
 };
 
+/* cpu: from 0 on, of o->cpus; on that very vCPU. */
 void work_init(struct work *w, const struct memory *m,
-	       const struct options *o);
+	       const struct options *o, uint64_t cpu);
 void work_fill(struct work *w);
 void work_write_due(struct work *w, const struct clock *c);
 void work_verify(struct work *w);
 void work_set_rate(struct work *w, uint64_t rate, uint64_t tsc);
+
+/* cpus.c */
+struct totals {
+	uint64_t writes, passes, bad;	/* passes: the smallest */
+	uint64_t bad_page, bad_want, bad_got;
+};
+
+/* False: some did not come up.  What it is given is used for ever. */
+bool cpus_start(const struct memory *m, const struct options *o, const struct clock *c);
+/* The others follow; rate: of all vCPUs together. */
+void cpus_set(uint64_t rate, bool verify);
+uint64_t cpus_usable(void);
+/* To what the first one has. */
+void cpus_add(struct totals *t);
 
 #endif

@@ -10,7 +10,8 @@
 static struct memory memory;
 static struct options options;
 static struct clock clock;
-static struct work work;
+static struct work work;	/* of this vCPU */
+static uint64_t usable;		/* pages, of all vCPUs */
 static uint32_t loader_info;
 
 static volatile struct guest_beat *const beat = (void *)GUEST_BEAT_GPA;
@@ -31,7 +32,7 @@ static void beat_init(void)
 	for (uint64_t i = 0; i < GUEST_PAGE_SIZE / sizeof(*word); i++)
 		word[i] = 0;
 	beat->pages = memory.pages;
-	beat->usable = work.usable;
+	beat->usable = usable;
 	beat->tsc_hz = clock.tsc_hz;
 	beat->version_table = (uintptr_t)memory.versions;
 	beat->nsegments = memory.nsegments;
@@ -41,20 +42,40 @@ static void beat_init(void)
 	}
 }
 
+static struct totals add_up(void)
+{
+	struct totals t = {
+		.writes = work.writes, .passes = work.passes, .bad = work.bad,
+		.bad_page = work.bad_page, .bad_want = work.bad_want, .bad_got = work.bad_got,
+	};
+
+	cpus_add(&t);
+	return t;
+}
+
 /* The count itself goes last: who sees a new beat sees its other words. */
 static void beat_once(void)
 {
-	beat->writes = work.writes;
-	beat->passes = work.passes;
-	beat->bad_page = work.bad_page;
-	beat->bad_want = work.bad_want;
-	beat->bad_got = work.bad_got;
-	beat->bad = work.bad;
+	struct totals t = add_up();
+
+	beat->writes = t.writes;
+	beat->passes = t.passes;
+	beat->bad_page = t.bad_page;
+	beat->bad_want = t.bad_want;
+	beat->bad_got = t.bad_got;
+	beat->bad = t.bad;
 	beat->max_gap_ns = clock.max_gap;
 	beat->tsc = clock.tsc;
-	beat->rate = work.opt.rate;
+	beat->rate = options.rate;
 	beat->version_sum = work.sum;
 	beat->beat++;
+}
+
+/* Each vCPU has its share. */
+static void set_rate(uint64_t rate)
+{
+	work_set_rate(&work, rate == GUEST_RATE_MAX ? rate : rate / options.cpus, clock.tsc);
+	options.rate = rate == GUEST_RATE_MAX ? rate : work.opt.rate * options.cpus;
 }
 
 static void obey(void)
@@ -62,16 +83,19 @@ static void obey(void)
 	if (beat->cmd_seq == beat->cmd_ack)
 		return;
 	if (beat->cmd_op == GUEST_CMD_RATE)
-		work_set_rate(&work, beat->cmd_arg, clock.tsc);
+		set_rate(beat->cmd_arg);
 	else if (beat->cmd_op == GUEST_CMD_VERIFY)
-		work.opt.verify = beat->cmd_arg;
+		options.verify = work.opt.verify = beat->cmd_arg;
+	cpus_set(options.rate, options.verify);
 	beat->cmd_ack = beat->cmd_seq;
 }
 
 static void tick(uint64_t n)
 {
+	struct totals t = add_up();
+
 	say("tick %u writes=%u passes=%u bad=%u gap_us=%u maxgap_us=%u", n,
-	    work.writes, work.passes, work.bad, clock_take_gap(&clock) / 1000,
+	    t.writes, t.passes, t.bad, clock_take_gap(&clock) / 1000,
 	    clock.max_gap / 1000);
 }
 
@@ -80,7 +104,7 @@ static void main_loop(void)
 	uint64_t period = clock_ticks(&clock, TICK_US), n = 0, next;
 
 	clock_start(&clock);
-	work_set_rate(&work, options.rate, clock.tsc);
+	set_rate(options.rate);
 	next = clock.tsc + period;
 	beat->magic = GUEST_BEAT_MAGIC;
 	for (;;) {
@@ -108,17 +132,21 @@ static void set_up(void)
 	wrong = memory_init(&memory, loader_info, &options);
 	if (wrong)
 		end(wrong, "");
-	work_init(&work, &memory, &options);
+	work_init(&work, &memory, &options, 0);
+	if (!cpus_start(&memory, &options, &clock))
+		end("not all vCPUs came up: cpus= and -smp", "");
 	work_fill(&work);
+	usable = work.usable + cpus_usable();
 	beat_init();
 }
 
 /* All that takes long is done in ring 3: see boot.S. */
-static void run(void)
+static void run(uint64_t unused)
 {
+	(void)unused;
 	set_up();
 	say("READY mb=%u pages=%u usable=%u clock=%s ref=%s tsc_khz=%u",
-	    memory.pages / 256, memory.pages, work.usable,
+	    memory.pages / 256, memory.pages, usable,
 	    clock.has_cmos ? "tsc+cmos" : "tsc", clock.reference,
 	    clock.tsc_hz / 1000);
 	main_loop();
@@ -133,5 +161,5 @@ void guest_main(uint32_t magic, uint32_t info)
 		end("not started by a multiboot loader", "");
 	loader_info = info;
 	clock_init(&clock);
-	enter_user(run);
+	enter_user(run, 0);
 }

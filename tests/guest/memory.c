@@ -15,6 +15,7 @@
 #define MIB		(1ull << 20)
 #define GIB		(1ull << 30)
 #define MAX_GIB		64u
+#define APIC_GIB	3u	/* cpus.c needs it */
 
 #define PTE_TABLE	0x07ull
 #define PTE_LARGE	0x87ull
@@ -66,8 +67,10 @@ static void map_up_to(uint64_t end)
 {
 	bool large = has_gib_pages();
 
-	for (uint64_t g = 1; g * GIB < end && g < MAX_GIB; g++)
-		boot_pdpt[g] = large ? g * GIB | PTE_LARGE : map_directory(g);
+	for (uint64_t g = 1; g < MAX_GIB; g++) {
+		if (g * GIB < end || g == APIC_GIB)
+			boot_pdpt[g] = large ? g * GIB | PTE_LARGE : map_directory(g);
+	}
 }
 
 /*
@@ -145,6 +148,8 @@ const char *memory_init(struct memory *m, uint32_t multiboot_info,
 	}
 	if (!m->pages)
 		return "no RAM at start=, or mb= too small";
+	if (o->cpus > 1 && m->pages / o->cpus < 2 * MIB / GUEST_PAGE_SIZE)
+		return "mb= too small for cpus=";
 	last = &m->segment[m->nsegments - 1];
 	map_up_to(last->gpa + last->pages * GUEST_PAGE_SIZE);
 	clear_table(m);

@@ -102,6 +102,9 @@ static bool option(struct options *o, const char *s)
 	v = value_of(s, "fill");
 	if (v)
 		return set_fill(o, v);
+	v = value_of(s, "cpus");
+	if (v)
+		return number(v, &o->cpus) && o->cpus && o->cpus <= CPUS_MAX;
 	v = value_of(s, "verify");
 	return v && set_verify(o, v);
 }
@@ -121,6 +124,7 @@ const char *options_parse(struct options *o, const char *line)
 		.start_mb = 16,
 		.rate = 1000,
 		.verify = true,
+		.cpus = 1,
 	};
 	if (!line)
 		return NULL;

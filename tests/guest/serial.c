@@ -15,7 +15,8 @@
 #define LINE		256u
 
 static char ring[RING];
-static uint32_t head, tail;	/* written up to, sent up to */
+static volatile uint32_t head, tail; /* written up to, sent up to */
+static bool busy;		/* a vCPU is writing */
 static uint32_t room;		/* bytes the FIFO takes unasked */
 static uint64_t dropped;
 
@@ -82,12 +83,15 @@ static void put_number(struct line *l, uint64_t v, uint64_t base)
 
 static void enqueue(const struct line *l)
 {
-	if (RING - (head - tail) < l->len) {
+	uint32_t at = head;
+
+	if (RING - (at - tail) < l->len) {
 		dropped++;
 		return;
 	}
 	for (uint32_t i = 0; i < l->len; i++)
-		ring[head++ % RING] = l->text[i];
+		ring[at++ % RING] = l->text[i];
+	__atomic_store_n(&head, at, __ATOMIC_RELEASE);
 }
 
 static void format_line(struct line *l, const char *f, va_list *args)
@@ -104,19 +108,28 @@ static void format_line(struct line *l, const char *f, va_list *args)
 	l->text[l->len++] = '\n';	/* put() leaves room for it */
 }
 
+static void lock(void)
+{
+	while (__atomic_test_and_set(&busy, __ATOMIC_ACQUIRE))
+		__builtin_ia32_pause();
+}
+
 void say(const char *format, ...)
 {
 	struct line l = { .len = 0 };
+	uint64_t n = 0;
 	va_list args;
 
 	va_start(args, format);
 	format_line(&l, format, &args);
 	va_end(args);
+	lock();
 	enqueue(&l);
-	if (dropped && RING - (head - tail) > LINE) {
-		uint64_t n = dropped;
-
+	if (RING - (head - tail) > LINE) {
+		n = dropped;
 		dropped = 0;
-		say("DROPPED lines=%u", n);
 	}
+	__atomic_clear(&busy, __ATOMIC_RELEASE);
+	if (n)
+		say("DROPPED lines=%u", n);
 }

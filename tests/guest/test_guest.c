@@ -36,6 +36,7 @@ struct accel {
 	bool sees_stop;		/* does the guest's clock see stop/cont? */
 	bool needed;		/* must it work, or may it be skipped? */
 	const char *options;
+	const char *smp;	/* NULL: one vCPU */
 };
 
 static const struct accel tcg = {
@@ -46,6 +47,15 @@ static const struct accel tcg = {
 static const struct accel kvm = {
 	.machine = "microvm,accel=kvm,rtc=on", .cpu = "max", .sees_stop = true,
 	.options = "mb=8 rate=2000",
+};
+
+static const struct accel four_tcg = {
+	.machine = "q35,accel=tcg", .cpu = "max", .smp = "4", .needed = true,
+	.options = "mb=8 rate=2000 cpus=4",
+};
+static const struct accel four_kvm = {
+	.machine = "microvm,accel=kvm,rtc=on", .cpu = "max", .smp = "4",
+	.options = "mb=8 rate=2000 cpus=4",
 };
 
 static const char *guest_elf;
@@ -78,7 +88,7 @@ static int map_ram(void)
 static int boot(const struct accel *a)
 {
 	const char *more[] = { "-kernel", guest_elf, "-append", a->options,
-			       NULL };
+			       "-smp", a->smp ? a->smp : "1", NULL };
 	struct vm_config config = {
 		.dir = dir, .name = "guest", .mib = MIB,
 		.machine = a->machine, .cpu = a->cpu, .more = more,
@@ -209,6 +219,7 @@ static void obeys_rate(void **state)
 
 	BOOT(*state);
 	command(GUEST_CMD_RATE, 0);
+	sleep_ms(50);	/* until every vCPU has heard it */
 	before = BEAT->writes;
 	sleep_ms(200);
 	assert_int_equal(BEAT->writes, before);
@@ -230,10 +241,27 @@ static void finds_one_changed_bit(void **state)
 	assert_int_equal(BEAT->bad, 1);
 }
 
+/* In the slice of the last vCPU. */
+static void finds_one_changed_bit_at_the_end(void **state)
+{
+	uint64_t page;
+
+	BOOT(*state);
+	assert_true(reaches(&BEAT->passes, 1));
+	page = BEAT->pages - 1;
+	page_at(page)[300] ^= 1ull << 40;
+	assert_true(reaches(&BEAT->bad, 1));
+	assert_true(log_has("BAD page=2047 "));
+	assert_int_equal(BEAT->bad_page, page);
+	assert_true(reaches(&BEAT->passes, BEAT->passes + 2));
+	assert_int_equal(BEAT->bad, 1);
+}
+
 static void finds_a_zeroed_page(void **state)
 {
 	BOOT(*state);
 	command(GUEST_CMD_RATE, 0);
+	sleep_ms(50);	/* until every vCPU has heard it */
 	memset(page_at(5), 0, GUEST_PAGE_SIZE);
 	assert_true(reaches(&BEAT->bad, 1));
 	assert_true(log_has("BAD page=5 want="));
@@ -246,6 +274,7 @@ static void finds_swapped_pages(void **state)
 
 	BOOT(*state);
 	command(GUEST_CMD_RATE, 0);
+	sleep_ms(50);	/* until every vCPU has heard it */
 	freeze();
 	memcpy(page, page_at(8), sizeof(page));
 	memcpy(page_at(8), page_at(9), sizeof(page));
@@ -265,6 +294,7 @@ static void save_and_outdate(uint64_t p, uint8_t *page, uint32_t *version)
 	for (int i = 0; i < WAIT_MS && *version_of(p) == *version; i++)
 		sleep_ms(1);
 	command(GUEST_CMD_RATE, 0);
+	sleep_ms(50);	/* until every vCPU has heard it */
 	assert_true(*version_of(p) > *version);
 	freeze();
 }
@@ -326,12 +356,14 @@ static void finds_all_ram_stale(void **state)
 	assert_non_null(copy);
 	BOOT(*state);
 	command(GUEST_CMD_RATE, 0);
+	sleep_ms(50);	/* until every vCPU has heard it */
 	freeze();
 	memcpy(copy, ram, SIZE);
 	go_on();
 	command(GUEST_CMD_RATE, GUEST_RATE_MAX);
 	assert_true(reaches(&BEAT->writes, BEAT->writes + 100));
 	command(GUEST_CMD_RATE, 0);
+	sleep_ms(50);	/* until every vCPU has heard it */
 	freeze();
 	memcpy(ram, copy, SIZE);
 	free(copy);
@@ -476,6 +508,10 @@ int main(int argc, char **argv)
 		CASE(finds_page_and_table_stale, tcg),
 		CASE(finds_all_ram_stale, tcg),
 		CASE(stop_is_seen, tcg),
+		CASE(runs_well, four_tcg),
+		CASE(obeys_rate, four_tcg),
+		CASE(finds_one_changed_bit_at_the_end, four_tcg),
+		CASE(runs_well, four_kvm),
 		CASE(runs_well, kvm),
 		CASE(finds_a_stale_page, kvm),
 		CASE(stop_is_seen, kvm),

@@ -27,13 +27,13 @@
 static uint64_t usable_page(const struct work *w, uint64_t i)
 {
 	if (w->opt.fill != FILL_HALF)
-		return i;
-	return i / MIB_PAGES * 2 * MIB_PAGES + i % MIB_PAGES;
+		return w->first + i;
+	return w->first + i / MIB_PAGES * 2 * MIB_PAGES + i % MIB_PAGES;
 }
 
 static uint64_t count_usable(const struct work *w)
 {
-	uint64_t pages = w->mem->pages, rest = pages % (2 * MIB_PAGES);
+	uint64_t pages = w->pages, rest = pages % (2 * MIB_PAGES);
 
 	if (w->opt.fill != FILL_HALF)
 		return pages;
@@ -41,14 +41,25 @@ static uint64_t count_usable(const struct work *w)
 	       (rest < MIB_PAGES ? rest : MIB_PAGES);
 }
 
+/* Slices of whole pairs of MiB, for fill=half; the last one has the rest. */
+static void take_slice(struct work *w, uint64_t cpu)
+{
+	uint64_t cpus = w->opt.cpus;
+	uint64_t slice = w->mem->pages / cpus / (2 * MIB_PAGES) * 2 * MIB_PAGES;
+
+	w->first = cpu * slice;
+	w->pages = cpu + 1 < cpus ? slice : w->mem->pages - w->first;
+}
+
 void work_init(struct work *w, const struct memory *m,
-	       const struct options *o)
+	       const struct options *o, uint64_t cpu)
 {
 	*w = (struct work) {
 		.mem = m,
 		.opt = *o,
-		.random = CONTENT_STEP,
+		.random = CONTENT_STEP * (cpu + 1),
 	};
+	take_slice(w, cpu);
 	w->usable = count_usable(w);
 	cpu_keep(0);
 }
