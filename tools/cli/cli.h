@@ -37,6 +37,7 @@ struct cli_settings {
 	unsigned verbose;
 	bool quit_source;
 	bool run_here, end_here, yes;
+	const char *host;      /* lock: this host's name */
 	int completion;        /* enum cli_shell */
 	char *const *words;    /* what follows the options, NULL-ended */
 };
@@ -50,6 +51,7 @@ enum cli_kind {
 	CLI_TIMEOUT,   /* the same; "none" is 0 */
 	CLI_RATE,      /* uint64_t bytes per second; "none" is 0 */
 	CLI_PATH,      /* const char * */
+	CLI_WORD,      /* const char *, not empty, not the name of a file */
 	CLI_ADDRESS,   /* const char *, "HOST:PORT" */
 	CLI_CHOICE,    /* int: index in choices */
 	CLI_TRANSPORT, /* const char *: "auto" or one of lm_transport_names() */
@@ -68,7 +70,7 @@ struct cli_option {
 };
 
 /* What may follow the options. */
-enum cli_rest { CLI_REST_NONE, CLI_REST_SUBCOMMAND, CLI_REST_COMMAND };
+enum cli_rest { CLI_REST_NONE, CLI_REST_SUBCOMMAND, CLI_REST_COMMAND, CLI_REST_LOCK };
 
 struct cli_subcommand {
 	const char *name;
@@ -87,6 +89,7 @@ int cli_send(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_receive(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_check(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_resolve(const struct cli_subcommand *self, struct cli_settings *settings);
+int cli_lock(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_transports(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_version(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_help(const struct cli_subcommand *self, struct cli_settings *settings);
