@@ -3,5 +3,7 @@
 
 const struct lm_lock_backend lm_lock_backends[] = {
 	{ "lease", "/PATH: a file on a shared file system whose locks reach all hosts", NULL, lm_lease_open },
+	{ "scsi-pr", "iscsi://PORTAL[,PORTAL...]/IQN/LUN or /dev/X: a persistent reservation of a whole LUN", NULL,
+	  lm_scsi_pr_open },
 	{ NULL, NULL, NULL, NULL },
 };

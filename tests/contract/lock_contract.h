@@ -31,6 +31,7 @@ struct world {
 	 * NULL: there is nothing to write to; then show is asked.
 	 */
 	int (*write)(struct lm_lock *l);
+	bool names_next; /* the storage itself says whom it was offered to */
 	bool sees_life; /* break is refused while the holder lives */
 	/* LM_BREAK rule without which a stale note is taken. */
 	const char *rule;

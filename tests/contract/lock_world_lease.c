@@ -41,5 +41,5 @@ static void lease_enter(unsigned host)
 
 const struct world lease_world = {
 	.name = "lease", .start = lease_start, .stop = lease_stop, .fresh = lease_fresh, .enter = lease_enter,
-	.sees_life = true, .rule = "lock-sector",
+	.names_next = true, .sees_life = true, .rule = "lock-sector",
 };
