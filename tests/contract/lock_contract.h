@@ -32,7 +32,8 @@ struct world {
 	 */
 	int (*write)(struct lm_lock *l);
 	bool names_next; /* the storage itself says whom it was offered to */
-	bool sees_life; /* break is refused while the holder lives */
+	bool sees_life;  /* break is refused while the holder's process lives */
+	bool sees_hosts; /* break is refused while the holder's host lives */
 	/* LM_BREAK rule without which a stale note is taken. */
 	const char *rule;
 };
