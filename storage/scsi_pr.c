@@ -601,8 +601,9 @@ static int pr_break(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err
 	if (r || !v.held)
 		return r;
 	if (!key_is_lm(v.holder) || !type_ours(&v)) {
-		held_by(s, &v, -EPERM, err);
-		return lm_err_prefix(err, "not touched (sg_persist can, when you know what it is)");
+		r = held_by(s, &v, -EPERM, err);
+		lm_err_prefix(err, "not touched (sg_persist can, when you know what it is)");
+		return r;
 	}
 	epoch = epoch_next(s, &v);
 	s->options.type = v.type;
