@@ -41,6 +41,7 @@ struct scsi_pr {
 	uint64_t key;        /* what path->registered is about; 0: none */
 	uint32_t generation; /* the last one seen: going back means that the target forgot */
 	uint8_t id[LM_LOCK_ID_SIZE];
+	uint64_t breaking;   /* the holder that a break is about, and nobody else */
 	bool no_abort, no_aptpl; /* what this target refused */
 };
 
@@ -556,63 +557,87 @@ static int let_go(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
 		if (!r || r == -ENOLINK)
 			r = view(s, &v, deadline_ns, err);
 	}
-	if (!r && v.held && v.holder == s->key)
-		r = lm_err(err, -EIO, LM_SCOPE_OPERATION, "the target does not release the reservation");
+	if (!r && v.held && v.holder == s->key) /* e.g. of a path that died: take it over again */
+		r = lm_err(err, -EAGAIN, LM_SCOPE_OPERATION, "the target does not release the reservation");
 	if (!r)
 		withdraw_but(s, best(s), deadline_ns);
 	return r;
 }
 
-static int pr_release(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+/*
+ * Through this handle's own nexus, with a key that no other process or host has: take
+ * the reservation over, whose ever it is, then let it go.
+ */
+static int free_it(struct scsi_pr *s, const struct lm_pr_view *v, bool quiet, int64_t deadline_ns,
+		   struct lm_error *err)
 {
-	struct scsi_pr *s = pr_of(l);
-	struct lm_pr_view v;
-	int r = revive(s, deadline_ns, err);
+	uint64_t epoch = epoch_next(s, v);
+	int r = epoch_valid(epoch, err);
 
+	s->options.type = v->type;
 	if (!r)
-		r = view(s, &v, deadline_ns, err);
+		r = become(s, lm_pr_key(s->host, epoch), v->holder, quiet, deadline_ns, err);
+	if (!r)
+		r = let_go(s, deadline_ns, err);
+	return r == -EBUSY || r == -ENOLINK ? -EAGAIN : r;
+}
+
+static int release_once(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+{
+	struct lm_pr_view v;
+	int r = view(s, &v, deadline_ns, err);
+
 	if (r)
 		return r;
 	if (v.held && (!key_of_host(v.holder, s->host) || !type_ours(&v)))
 		return held_by(s, &v, -EPERM, err);
-	if (v.held) {
-		/* Through this handle's own nexus, with a key that no other process of this host has. */
-		uint64_t epoch = epoch_next(s, &v);
+	if (v.held)
+		return free_it(s, &v, true, deadline_ns, err);
+	withdraw(s, deadline_ns);
+	return 0;
+}
 
-		s->options.type = v.type;
-		r = become(s, lm_pr_key(s->host, epoch), v.holder, true, deadline_ns, err);
-		if (!r)
-			r = let_go(s, deadline_ns, err);
-	} else {
-		withdraw(s, deadline_ns);
-	}
+static int break_once(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+{
+	struct lm_pr_view v;
+	int r = view(s, &v, deadline_ns, err);
+
+	if (r || !v.held)
+		return r;
+	if (!s->breaking)
+		s->breaking = v.holder;
+	if (v.holder != s->breaking && v.holder != s->key)
+		return held_by(s, &v, -EBUSY, err); /* by somebody who came meanwhile, and lives */
+	if (key_is_lm(v.holder) && type_ours(&v))
+		return free_it(s, &v, false, deadline_ns, err);
+	r = held_by(s, &v, -EPERM, err);
+	lm_err_prefix(err, "not touched (sg_persist can, when you know what it is)");
+	return r;
+}
+
+static int several_times(struct scsi_pr *s, int (*once)(struct scsi_pr *, int64_t, struct lm_error *),
+			 int64_t deadline_ns, struct lm_error *err)
+{
+	int r = revive(s, deadline_ns, err);
+
+	if (!r)
+		r = -EAGAIN;
+	for (unsigned i = 0; r == -EAGAIN && i < TRIES && lm_now_ns() < deadline_ns; i++)
+		r = once(s, deadline_ns, err);
+	return given_up(r, err);
+}
+
+static int pr_release(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+{
+	int r = several_times(pr_of(l), release_once, deadline_ns, err);
+
 	return r ? r : lm_fault_point("lock-released", err);
 }
 
 static int pr_break(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
 {
-	struct scsi_pr *s = pr_of(l);
-	struct lm_pr_view v;
-	uint64_t epoch;
-	int r = revive(s, deadline_ns, err);
-
-	if (!r)
-		r = view(s, &v, deadline_ns, err);
-	if (r || !v.held)
-		return r;
-	if (!key_is_lm(v.holder) || !type_ours(&v)) {
-		r = held_by(s, &v, -EPERM, err);
-		lm_err_prefix(err, "not touched (sg_persist can, when you know what it is)");
-		return r;
-	}
-	epoch = epoch_next(s, &v);
-	s->options.type = v.type;
-	r = epoch_valid(epoch, err);
-	if (!r)
-		r = become(s, lm_pr_key(s->host, epoch), v.holder, false, deadline_ns, err);
-	if (r == -EBUSY)
-		withdraw(s, deadline_ns);
-	return r ? r : let_go(s, deadline_ns, err);
+	pr_of(l)->breaking = 0;
+	return several_times(pr_of(l), break_once, deadline_ns, err);
 }
 
 static void say_holder(const struct scsi_pr *s, const struct lm_pr_view *v, struct lm_lock_info *ret)
