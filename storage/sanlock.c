@@ -234,7 +234,7 @@ static int san_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *
 /* --- giving ------------------------------------------------------------------------ */
 
 /* Release and rename in one write. */
-static int let_go(struct san *s, const char *new_name, struct lm_error *err)
+static int release_as(struct san *s, const char *new_name, struct lm_error *err)
 {
 	struct sanlk_resource *two[2];
 	struct resource old, renamed;
@@ -249,6 +249,31 @@ static int let_go(struct san *s, const char *new_name, struct lm_error *err)
 		return failed(rv, "releasing the lease", err);
 	s->have = false;
 	return 0;
+}
+
+/*
+ * When two hosts wanted the lease at once, the loser may have written the record of
+ * the winner, as Paxos has it; sanlock then leaves that record alone at the release, and with
+ * it the name, and says nothing (3.8.5).  So look, and if so, own it once more: with a
+ * record that is ours.  Meanwhile the record names this host, and others keep away.
+ */
+static int let_go(struct san *s, const char *new_name, struct lm_error *err)
+{
+	for (unsigned i = 0; i < TRIES; i++) {
+		struct on_disk d;
+		int r = release_as(s, new_name, err);
+
+		if (!r)
+			r = look(s, &d, err);
+		if (r || (d.owner != s->self && !strcmp(d.name, new_name)))
+			return r;
+		r = ask(s, d.name, NULL, 0, err);
+		if (!r)
+			r = proof(s, err);
+		if (r)
+			return r;
+	}
+	return lm_err(err, -EIO, LM_SCOPE_OPERATION, "sanlock: the lease cannot be renamed");
 }
 
 /* The lockspace and where the lease is say which storage this is; the numbers of the hosts tell them apart. */
@@ -310,6 +335,7 @@ static int san_offer(struct lm_lock *l, const struct lm_lock_note *answer, struc
 			r = lm_fault_point("lock-offered", err);
 	}
 	identify(s, note);
+	note->epoch = l->epoch; /* let_go may have raised it */
 	return r;
 }
 
