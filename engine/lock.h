@@ -23,9 +23,9 @@
  *  2. Between offer and take nobody but these two hosts can get the lock.  take and
  *     reclaim exclude each other by an atomic step of the storage itself, so that
  *     exactly one of them succeeds, in whatever order and however late they come.
- *  3. The epoch grows with every change of the owner, with every reclaim of an offer
- *     that was out, and after a crash; never shrinks.  take and reclaim return 0 only after
- *     the storage has shown that this host holds the lock with the epoch they return.
+ *  3. The epoch grows with every change of the owner and with every reclaim of an
+ *     offer that was out, and never shrinks.  take and reclaim return 0 only after the
+ *     storage has shown that this host holds the lock with the epoch they return.
  *  4. All calls may be made again after a crash of their caller, by a new process on
  *     the same host, and end where they would have ended.  Each backend's
  *     table of kill points is in storage/README.md.
