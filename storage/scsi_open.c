@@ -37,24 +37,33 @@ static int parse(const char *rest, struct words *w, struct lm_error *err)
 	return 0;
 }
 
+#ifndef HAVE_LIBISCSI
+int lm_scsi_iscsi_paths(const char *rest, const char *host, const char *initiator,
+			struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX], unsigned *ret_n, struct lm_error *err)
+{
+	(void)rest, (void)host, (void)initiator, (void)paths, (void)ret_n;
+	return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "scsi-pr:iscsi: this program was built without it: libiscsi was "
+		      "not there");
+}
+#endif
+
+#ifndef HAVE_SGUTILS
+int lm_scsi_sg_paths(const char *device, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX], unsigned *ret_n,
+		     struct lm_error *err)
+{
+	(void)device, (void)paths, (void)ret_n;
+	return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "scsi-pr:/dev: this program was built without it: libsgutils2 was "
+		      "not there");
+}
+#endif
+
 static int make_paths(const struct words *w, const char *host, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX],
 		      unsigned *ret_n, struct lm_error *err)
 {
-	if (!strncmp(w->where, "iscsi://", 8)) {
-#ifdef HAVE_LIBISCSI
+	if (!strncmp(w->where, "iscsi://", 8))
 		return lm_scsi_iscsi_paths(w->where + 8, host, *w->initiator ? w->initiator : NULL, paths, ret_n, err);
-#else
-		(void)host;
-		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "scsi-pr:iscsi: this program was built without libiscsi");
-#endif
-	}
-	if (*w->where == '/') {
-#ifdef HAVE_SGUTILS
+	if (*w->where == '/')
 		return lm_scsi_sg_paths(w->where, paths, ret_n, err);
-#else
-		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "scsi-pr:/dev: this program was built without libsgutils2");
-#endif
-	}
 	return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "scsi-pr: needs iscsi://PORTAL[,PORTAL...]/IQN/LUN or a path in /dev");
 }
 

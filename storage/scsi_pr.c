@@ -41,6 +41,7 @@ struct scsi_pr {
 	uint64_t key;        /* what path->registered is about; 0: none */
 	uint32_t generation; /* the last one seen: going back means that the target forgot */
 	uint8_t id[LM_LOCK_ID_SIZE];
+	bool doubt;          /* a registration may be gone although nobody told us: make it again */
 	uint64_t breaking;   /* the holder that a break is about, and nobody else */
 	bool no_abort, no_aptpl; /* what this target refused */
 };
@@ -322,7 +323,7 @@ static int become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int
 	if (p->registered && s->key && s->key == old)
 		r = reg(s, p, LM_PR_REGISTER, old, key, deadline_ns, err);
 	else
-		r = p->registered && s->key == key ? 0 :
+		r = p->registered && s->key == key && !s->doubt ? 0 :
 		    reg(s, p, LM_PR_REGISTER_IGNORE, 0, key, deadline_ns, err);
 	if (r)
 		return r;
@@ -333,7 +334,8 @@ static int become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int
 	if (!r)
 		r = old ? preempt(s, p, key, old, quiet, deadline_ns, err) :
 		    lm_pr_out(p, LM_PR_RESERVE, s->options.type, key, 0, false, deadline_ns, err);
-	if (r && r != -EBUSY) /* busy: gone already, or somebody was first */
+	s->doubt = r == -EBUSY; /* gone already, somebody was first, or it is we who are not registered */
+	if (r && !s->doubt)
 		return r;
 	r = lm_fault_point("lock-preempted", err);
 	if (lm_broken("lock-proof"))

@@ -289,7 +289,7 @@ static void a_reservation_of_others_is_left_alone(void **state)
 static void registering_early_is_undone_when_nothing_comes_of_it(void **state)
 {
 	struct lm_lock *a, *b;
-	uint8_t announce[LM_LOCK_NOTE_SIZE], answer[LM_LOCK_NOTE_SIZE];
+	uint8_t announce[LM_LOCK_NOTE_SIZE], answer[LM_LOCK_NOTE_SIZE], note[LM_LOCK_NOTE_SIZE];
 	uint64_t key;
 
 	fresh(state);
@@ -303,6 +303,35 @@ static void registering_early_is_undone_when_nothing_comes_of_it(void **state)
 	assert_int_equal(count_key(path(a, 0), key), 2);
 	lm_lock_close(b);
 	assert_int_equal(count_key(path(a, 0), key), 0);
+	b = host("host-b");
+	offer(a, b, true, note);
+	assert_int_equal(count_key(path(a, 0), key), 2);
+	ok(lm_lock_take(b, note, NULL, soon(), &err));
+	assert_int_equal(write_block(path(a, 0), OLD), -EBUSY);
+	assert_int_equal(write_block(path(b, 0), NEW), 0);
+	assert_int_equal(write_block(path(b, 1), NEW), 0);
+	lm_lock_close(b);
+	lm_lock_close(a);
+}
+
+/* Some administrator's tool removed the key of the destination between prepare and take. */
+static void a_registration_that_vanished_is_made_again(void **state)
+{
+	uint8_t note[LM_LOCK_NOTE_SIZE];
+	struct lm_lock *a, *b;
+
+	fresh(state);
+	a = host("host-a");
+	strcat(uri, "?register=early");
+	b = host("host-b");
+	ok(lm_lock_acquire(a, soon(), &err));
+	offer(a, b, true, note);
+	ok(lm_pr_out(path(a, 0), LM_PR_PREEMPT, 5, lm_pr_key("host-a", a->epoch), lm_pr_key("host-b", a->epoch + 1), false,
+		     soon(), &err));
+	ok(lm_lock_take(b, note, NULL, soon(), &err));
+	assert_int_equal(write_block(path(a, 0), OLD), -EBUSY);
+	assert_int_equal(write_block(path(b, 0), NEW), 0);
+	lm_lock_close(b);
 	lm_lock_close(a);
 }
 
@@ -336,6 +365,7 @@ int main(int argc, char *argv[])
 		cmocka_unit_test(keys_of_others_stay),
 		cmocka_unit_test(a_reservation_of_others_is_left_alone),
 		cmocka_unit_test(registering_early_is_undone_when_nothing_comes_of_it),
+		cmocka_unit_test(a_registration_that_vanished_is_made_again),
 		cmocka_unit_test(type_6_keeps_readers_out_too),
 	};
 	char why[256] = "";
