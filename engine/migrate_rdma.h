@@ -340,6 +340,44 @@ enum lm_resolve { LM_RESOLVE_SHOW, LM_RESOLVE_RUN_HERE, LM_RESOLVE_END_HERE };
 LM_API int lm_resolve(const char *qmp, enum lm_resolve what, char *ret_text, size_t text_size,
 		      struct lm_error *err);
 
+/*
+ * Storage locks (`migrate-rdma lock`): who may write to a guest's disks.  URIs are
+ * SCHEME:REST; lm_lock_schemes() is NULL-terminated and static.
+ */
+enum lm_lock_holder {
+	LM_LOCK_FREE,
+	LM_LOCK_HELD_HERE,      /* by this host */
+	LM_LOCK_HELD_ELSEWHERE, /* by another host, alive or not */
+	LM_LOCK_IN_HANDOVER,    /* offered: holder or next may get it, nobody else */
+	LM_LOCK_FOREIGN,        /* something that is not of this program holds it */
+	LM_LOCK_DAMAGED,        /* unreadable: counts as held */
+};
+
+struct lm_lock_info {
+	enum lm_lock_holder state;
+	char holder[64];  /* host; empty when there is none */
+	char next[64];    /* LM_LOCK_IN_HANDOVER: whom it was offered to */
+	uint64_t epoch;   /* 0: not known */
+	bool in_use;      /* a living process on some host holds it right now, as far as can be seen */
+	char text[2048];  /* all that is known, in lines for a person */
+};
+
+enum lm_lock_what {
+	LM_LOCK_SHOW,    /* changes nothing */
+	LM_LOCK_ACQUIRE, /* for this host, when nobody else holds it */
+	LM_LOCK_RELEASE, /* what this host holds */
+	LM_LOCK_BREAK,   /* what a host holds that is known to be dead, else two hosts write */
+};
+
+/*
+ * Do it and say in *ret how the lock is afterwards.  host: this host's name, NULL for
+ * the default.  Blocks at most timeout_ns (0: 10 s).  Any thread.
+ */
+LM_API int lm_lock_run(const char *uri, const char *host, enum lm_lock_what what, int64_t timeout_ns,
+		       struct lm_lock_info *ret, struct lm_error *err);
+LM_API const char *lm_lock_state_name(enum lm_lock_holder state);
+LM_API const char *const *lm_lock_schemes(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -41,6 +41,7 @@ struct cli_settings {
 	bool run_here, end_here, yes;
 	const char *listen, *to; /* recover: one of them; the others say it in lm.address */
 	bool recovering;         /* the guest has been switched over before we came */
+	const char *host;      /* lock: this host's name */
 	int completion;        /* enum cli_shell */
 	const char *rails[CLI_RAILS_MAX]; /* lm.rails */
 	char *const *words;    /* what follows the options, NULL-ended */
@@ -57,6 +58,7 @@ enum cli_kind {
 	CLI_AFTER,     /* struct lm_options: 1..max is postcopy_after_rounds, a time postcopy_after_ns */
 	CLI_RATE,      /* uint64_t bytes per second; "none" is 0 */
 	CLI_PATH,      /* const char * */
+	CLI_WORD,      /* const char *, not empty, not the name of a file */
 	CLI_ADDRESS,   /* const char *, "HOST:PORT" */
 	CLI_CHOICE,    /* int: index in choices */
 	CLI_TRANSPORT, /* const char *: "auto" or one of lm_transport_names() */
@@ -76,7 +78,7 @@ struct cli_option {
 };
 
 /* What may follow the options. */
-enum cli_rest { CLI_REST_NONE, CLI_REST_SUBCOMMAND, CLI_REST_COMMAND };
+enum cli_rest { CLI_REST_NONE, CLI_REST_SUBCOMMAND, CLI_REST_COMMAND, CLI_REST_LOCK };
 
 struct cli_subcommand {
 	const char *name;
@@ -97,6 +99,7 @@ int cli_check(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_postcopy(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_recover(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_resolve(const struct cli_subcommand *self, struct cli_settings *settings);
+int cli_lock(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_transports(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_version(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_help(const struct cli_subcommand *self, struct cli_settings *settings);

@@ -63,6 +63,8 @@ static const char *rest_words(enum cli_rest rest)
 		return " [-- QEMU ARGUMENT...]";
 	case CLI_REST_SUBCOMMAND:
 		return " [SUBCOMMAND]";
+	case CLI_REST_LOCK:
+		return " show|acquire|release|break URI";
 	default:
 		return "";
 	}

@@ -308,3 +308,21 @@ void cli_json_transport(const char *name, FILE *to)
 	add_text(o, "name", name);
 	print(o, to);
 }
+
+/* info is what was found out, if anything was. */
+void cli_json_lock(const char *uri, const struct lm_lock_info *info, const struct lm_error *err, FILE *to)
+{
+	struct json_object *o = begin_now("lock");
+
+	add_text(o, "uri", uri);
+	add_error(o, err);
+	if (!err->code) {
+		add_text(o, "state", lm_lock_state_name(info->state));
+		add_text(o, "holder", info->holder);
+		add_text(o, "next", info->next);
+		add_uint(o, "epoch", info->epoch);
+		json_object_object_add(o, "in_use", json_object_new_boolean(info->in_use));
+		add_text(o, "text", info->text);
+	}
+	print(o, to);
+}

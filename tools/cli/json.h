@@ -22,6 +22,7 @@ char *cli_json_dropped(unsigned count);
 /* Answers of the subcommands that move no guest; printed at once. */
 void cli_json_check(const struct lm_check *check, const char *about, FILE *to);
 void cli_json_checked(int failed, const struct lm_error *err, FILE *to);
+void cli_json_lock(const char *uri, const struct lm_lock_info *info, const struct lm_error *err, FILE *to);
 void cli_json_transport(const char *name, FILE *to);
 
 #endif

@@ -108,7 +108,7 @@ static int parse_path(const struct cli_option *o, const char *text, const char *
 		      struct lm_error *err)
 {
 	if (!*text)
-		return cli_invalid(err, "--%s: the path is empty", o->name);
+		return cli_invalid(err, "--%s: %s is empty", o->name, o->kind == CLI_PATH ? "the path" : "it");
 	*at = text;
 	return 0;
 }
@@ -189,6 +189,7 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
 	case CLI_AFTER:
 		return parse_after(o, text, at, err);
 	case CLI_PATH:
+	case CLI_WORD:
 		return parse_path(o, text, at, err);
 	case CLI_ADDRESS:
 		return parse_address(o, text, at, err);
@@ -281,6 +282,8 @@ static int rest(const struct cli_subcommand *sub, int argc, char *argv[],
 		return dashes && sub->rest == CLI_REST_COMMAND ?
 		       cli_invalid(err, "the QEMU command is missing after --") : 0;
 	if (sub->rest == CLI_REST_NONE || (sub->rest == CLI_REST_SUBCOMMAND && argc - optind > 1))
+		return cli_invalid(err, "'%s' is one word too many", argv[argc - 1]);
+	if (sub->rest == CLI_REST_LOCK && argc - optind > 2)
 		return cli_invalid(err, "'%s' is one word too many", argv[argc - 1]);
 	if (sub->rest == CLI_REST_COMMAND && !dashes)
 		return cli_invalid(err, "'%s' is not an option; the QEMU command goes after --", argv[optind]);

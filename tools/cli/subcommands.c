@@ -180,6 +180,17 @@ static const struct cli_option resolve_options[] = {
 	OPTION_END,
 };
 
+static const struct cli_option lock_options[] = {
+	{ .name = "host", .kind = CLI_WORD, .argument = "NAME", .offset = AT(host),
+	  .help = "this host's name in the lock; made of the node's name and its machine-id when not given" },
+	OPTION_TIMEOUT("give up after so long; none: 10s"),
+	{ .name = "yes", .letter = 'y', .kind = CLI_FLAG, .offset = AT(yes), .help = "break: do not ask" },
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_HELP,
+	OPTION_END,
+};
+
 static const struct cli_option transports_options[] = { OPTION_JSON, OPTION_HELP, OPTION_END };
 static const struct cli_option version_options[] = { OPTION_HELP, OPTION_END };
 
@@ -203,6 +214,8 @@ const struct cli_subcommand subcommands[] = {
 	  .options = check_options, .run = cli_check },
 	{ .name = "resolve", .summary = "settle a migration that ended in doubt",
 	  .options = resolve_options, .run = cli_resolve },
+	{ .name = "lock", .summary = "show, acquire, release or break a storage lock",
+	  .options = lock_options, .rest = CLI_REST_LOCK, .run = cli_lock },
 	{ .name = "transports", .summary = "list what can carry pages in this build",
 	  .options = transports_options, .run = cli_transports },
 	{ .name = "version", .summary = "print the version", .options = version_options, .run = cli_version },
