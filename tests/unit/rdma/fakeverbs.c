@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -142,7 +143,8 @@ int __wrap_ibv_dealloc_pd(struct ibv_pd *pd)
 struct ibv_mr *__wrap_ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t len, uint64_t iova, unsigned access);
 struct ibv_mr *__wrap_ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t len, uint64_t iova, unsigned access)
 {
-	static uint32_t key;
+	static _Atomic uint32_t keys; /* several threads register */
+	uint32_t key = atomic_fetch_add(&keys, 1) + 1;
 	struct timespec t = { 0, fake_reg_ms * 1000000L };
 	struct ibv_mr *mr;
 
@@ -154,7 +156,8 @@ struct ibv_mr *__wrap_ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t len
 	}
 	mr = make("ibv_reg_mr", sizeof(*mr));
 	if (mr)
-		*mr = (struct ibv_mr){ .context = pd->context, .pd = pd, .addr = addr, .length = len, .rkey = ++key, .lkey = key };
+		*mr = (struct ibv_mr){ .context = pd->context, .pd = pd, .addr = addr, .length = len, 
+					 .rkey = key, .lkey = key };
 	return mr;
 }
 
