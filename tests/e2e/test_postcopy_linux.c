@@ -12,7 +12,7 @@
 
 #define MIB (UINT64_C(1) << 20)
 #define CHECK_MS 60000
-/* What an engine may need besides guest RAM, whatever the guest does; 1 MiB was seen. */
+/* What an engine may need besides guest RAM, whatever the guest does; 2 MiB were seen. */
 #define ENGINE_BYTES (8 * MIB)
 
 static const char *const smp4[] = { "-smp", "4", NULL };

@@ -16,15 +16,15 @@
 #include "../guest/layout.h"
 
 #define MIB (UINT64_C(1) << 20)
-#define ENGINE_BYTES (8 * MIB) /* besides guest RAM; 1 MiB was seen */
+#define ENGINE_BYTES (8 * MIB) /* besides guest RAM; 2 MiB were seen */
 
 enum { EXIT_INTERRUPTED = 8 }; /* migrate-rdma(1) */
 
 static const struct rig_config tcg = {
-	.mb = 128, .append = "mb=48 rate=max cpus=8", .extra = { "-smp", "8" },
+	.mb = 128, .append = "mb=32 rate=max cpus=8", .extra = { "-smp", "8" },
 };
 static const struct rig_config kvm = {
-	.machine = "microvm", .accel = "kvm", .mb = 128, .append = "mb=48 rate=max cpus=8", .extra = { "-smp", "8" },
+	.machine = "microvm", .accel = "kvm", .mb = 128, .append = "mb=32 rate=max cpus=8", .extra = { "-smp", "8" },
 };
 
 struct storm {
@@ -148,6 +148,8 @@ static void engines_are_killed(struct rig *rig)
 	for (int i = 0; i < 2; i++) {
 		rig_proc_end(m.receive->proc);
 		m.receive = recover(&m, m.b, "--listen", m.listen);
+		/* Before that its memory may still be that of this program. */
+		assert_non_null(rig_run_event(m.receive, "listening", RIG_WAIT_MS));
 		wait_ms(&m, 200);
 		rig_proc_end(m.send->proc);
 		m.send = recover(&m, m.a, "--to", rig_relay_address(m.relay));
