@@ -73,10 +73,10 @@ class Vm:
     """One QEMU.  Two QMP sockets: one serves one client at a time."""
 
     def __init__(self, opt, name, directory, append, more=()):
-        self.ram = f"/dev/shm/compare-{os.getpid()}-{name}"
+        self.ram = f"{getattr(opt, 'mem_path', '/dev/shm')}/compare-{os.getpid()}-{name}"
         self.qmp_path = f"{directory}/{name}.qmp"
         self.serial = f"{directory}/{name}.serial"
-        size = opt.size + 64 + GUEST_START_MIB
+        size = (opt.size + 64 + GUEST_START_MIB + 1) // 2 * 2
         own = f"{directory}/{name}.own"
         for path in (self.qmp_path, own, self.serial):
             if os.path.exists(path):

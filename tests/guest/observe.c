@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,6 +31,8 @@
 struct observer {
 	pthread_t thread;
 	const volatile struct guest_beat *a;
+	void *map;		/* of A's file, around it */
+	size_t map_len;
 	char *path_b;
 	int fd_b;
 	atomic_bool stop;
@@ -143,26 +146,35 @@ static void *watch(void *arg)
 	return NULL;
 }
 
-static const volatile struct guest_beat *map_beat(const char *path)
+/* hugetlbfs maps whole huge pages only: their size is what it calls its block size. */
+static int map_beat(struct observer *o, const char *path)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	void *p = MAP_FAILED;
+	struct stat st;
+	size_t at = 0;
 
-	if (fd >= 0)
-		p = mmap(NULL, GUEST_PAGE_SIZE, PROT_READ, MAP_SHARED, fd,
-			 GUEST_BEAT_GPA);
-	if (p == MAP_FAILED)
+	o->map = MAP_FAILED;
+	if (fd >= 0 && !fstat(fd, &st)) {
+		o->map_len = st.st_blksize > (long)GUEST_PAGE_SIZE ?
+			     (size_t)st.st_blksize : GUEST_PAGE_SIZE;
+		at = GUEST_BEAT_GPA % o->map_len;
+		o->map = mmap(NULL, o->map_len, PROT_READ, MAP_SHARED, fd,
+			      (off_t)(GUEST_BEAT_GPA - at));
+	}
+	if (o->map == MAP_FAILED)
 		fprintf(stderr, "observer: cannot map the heartbeat of %s: "
 			"%s\n", path, strerror(errno));
+	else
+		o->a = (const void *)((const char *)o->map + at);
 	if (fd >= 0)
 		close(fd);
-	return p == MAP_FAILED ? NULL : p;
+	return o->map == MAP_FAILED ? -1 : 0;
 }
 
 static void release(struct observer *o)
 {
 	if (o->a)
-		munmap((void *)o->a, GUEST_PAGE_SIZE);
+		munmap(o->map, o->map_len);
 	if (o->fd_b >= 0)
 		close(o->fd_b);
 	free(o->path_b);
@@ -178,8 +190,7 @@ struct observer *observer_start(const char *path_a, const char *path_b)
 		return NULL;
 	o->fd_b = -1;
 	o->path_b = path_b ? strdup(path_b) : NULL;
-	o->a = map_beat(path_a);
-	if (!o->a) {
+	if (map_beat(o, path_a)) {
 		release(o);
 		return NULL;
 	}
