@@ -225,6 +225,18 @@ static void without_an_engine_the_guest_waits(struct rig *rig)
 	assert_well_running(&m);
 }
 
+/* What a person might try next must not lose the guest: its missing pages are in the source's QEMU. */
+static void assert_resolve_refuses(struct move *m, const char *how)
+{
+	const char *argv[] = { "resolve", "--qmp", m->a->qmp, how, "--yes", NULL };
+	struct rig_run *r = rig_engine(m->rig, "resolve", argv, NULL);
+
+	assert_int_not_equal(rig_run_wait(r, RIG_WAIT_MS), 0);
+	assert_true(rig_log_has(r->proc, "recover"));
+	assert_true(rig_vm_alive(m->a));
+	assert_false(rig_vm_running(m->a));
+}
+
 static void who_finds_nobody_says_what_to_do(struct rig *rig)
 {
 	struct move m;
@@ -237,6 +249,8 @@ static void who_finds_nobody_says_what_to_do(struct rig *rig)
 	assert_int_equal(rig_run_wait(m.receive, RIG_WAIT_MS), EXIT_INTERRUPTED);
 	assert_string_equal(rig_run_outcome(m.send), "interrupted");
 	assert_non_null(strstr(json_object_to_json_string(rig_run_event(m.receive, "completed", 0)), "recover"));
+	assert_resolve_refuses(&m, "--end-here");
+	assert_resolve_refuses(&m, "--run-here");
 	rig_relay_mend(m.relay);
 	m.receive = recover(&m, m.b, "--listen", m.listen);
 	m.send = recover(&m, m.a, "--to", rig_relay_address(m.relay));
