@@ -28,7 +28,7 @@ static struct pair begin(struct rig *rig, const struct rig_config *config, const
 
 	rig_guest_wait_ready(p.a);
 	rig_watch(p.a, p.b);
-	p.receive = rig_receive(p.b, NULL);
+	p.receive = rig_receive(p.b, &(struct rig_run_options){ .args = { "--postcopy", "never" } });
 	p.send = rig_send(p.a, p.receive->address, send_options);
 	return p;
 }

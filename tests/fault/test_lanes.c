@@ -33,7 +33,7 @@ static struct move move(struct rig *rig, const struct lane_fault *fault)
 	memcpy(send.args, fault->args, sizeof(fault->args));
 	rig_guest_wait_ready(m.a);
 	m.receive = rig_receive(m.b, &(struct rig_run_options){ .transport_fault = fault->at_dest,
-								.args = { "--paused" } });
+								.args = { "--paused", "--postcopy", "never" } });
 	m.send = rig_send(m.a, m.receive->address, &send);
 	m.send_code = rig_run_wait(m.send, 2 * RIG_WAIT_MS);
 	m.receive_code = rig_run_wait(m.receive, 2 * RIG_WAIT_MS);
@@ -78,7 +78,7 @@ static int move_and_spoil(struct rig *rig, struct rig_vm **ret_a, struct rig_vm 
 	int code;
 
 	rig_guest_wait_ready(a);
-	receive = rig_receive(b, &(struct rig_run_options){ .fault = "loading:sleep=500", .args = { "--paused" } });
+	receive = rig_receive(b, &(struct rig_run_options){ .fault = "loading:sleep=500", .args = { "--paused", "--postcopy", "never" } });
 	send = rig_send(a, receive->address, &(struct rig_run_options){ .args = { verify } });
 	assert_non_null(rig_run_event_is(receive, "stage", "name", "loading", RIG_WAIT_MS));
 	rig_ram_fill(b, 0, 120 << 20, 4096, 7);
