@@ -197,5 +197,6 @@ def kvm_usable():
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-def interrupted(*_):
+def interrupted(number, _):
+    signal.signal(number, signal.SIG_IGN)  # once: what follows ends and removes everything
     raise KeyboardInterrupt

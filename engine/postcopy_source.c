@@ -24,6 +24,8 @@ static void answer_worker(void *ctx, unsigned lane)
 	struct lm_session *s = ctx;
 	struct lm_error *err = &s->pull.lane_errors[lane];
 
+	if (lane == s->pull.nlanes)
+		lm_puller_urgent();
 	while (!atomic_load_explicit(&s->pull.stop, memory_order_relaxed)) {
 		struct lm_poll_result res;
 		int r = lm_transport_poll(s->pull.transport, lane, 100, &res, err);
