@@ -14,20 +14,22 @@
 #include "scsi_path.h"
 
 #define CONNECT_NS (3 * LM_NS_PER_S) /* a portal that does not answer must not use up all of the time */
+#define REDIRECTIONS_MAX 4           /* a target may send us to another of its portals */
 #define TICK_MS 500                  /* libiscsi looks after its own timeouts when it is called */
-
-struct iscsi_path {
-	struct lm_scsi_path path;
-	struct iscsi_context *iscsi; /* NULL when not connected */
-	char initiator[256], portal[128], target[256];
-	int lun;
-};
 
 /* What a callback of libiscsi found. */
 struct waiting {
 	bool done;
 	int status;
 	uint32_t response; /* of a task management function */
+};
+
+struct iscsi_path {
+	struct lm_scsi_path path;
+	struct iscsi_context *iscsi; /* NULL when not connected */
+	char initiator[256], portal[128], target[256];
+	int lun;
+	struct waiting connecting; /* libiscsi keeps a pointer to it as long as the session lives */
 };
 
 static struct iscsi_path *iscsi_of(struct lm_scsi_path *p)
@@ -80,13 +82,38 @@ static void on_done(struct iscsi_context *iscsi, int status, void *data, void *o
 	w->done = true;
 }
 
+/*
+ * Connect and log in, as two steps: iscsi_full_connect_async() has memory of its own
+ * that is lost when the session is dropped while TCP still connects.  Unit attentions
+ * are for lm_scsi_exec().
+ */
+static int log_in(struct iscsi_path *s, const char *portal, struct waiting *w, int64_t deadline_ns,
+		  struct lm_error *err)
+{
+	int r;
+
+	s->connecting = (struct waiting){ 0 };
+	if (iscsi_connect_async(s->iscsi, portal, on_done, &s->connecting))
+		return lost(s, -ENOLINK, err);
+	r = wait_for(s, &s->connecting, deadline_ns, err);
+	if (r)
+		return r;
+	if (s->connecting.status != SCSI_STATUS_GOOD)
+		return lost(s, -ENOLINK, err);
+	*w = (struct waiting){ 0 };
+	if (iscsi_login_async(s->iscsi, on_done, w))
+		return lost(s, -ENOLINK, err);
+	return wait_for(s, w, deadline_ns, err);
+}
+
 static int path_connect(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err)
 {
 	const char *user = getenv("LIBISCSI_CHAP_USERNAME"), *password = getenv("LIBISCSI_CHAP_PASSWORD");
 	struct iscsi_path *s = iscsi_of(p);
 	struct waiting w = { 0 };
+	char portal[MAX_STRING_SIZE + 1];
 	uint32_t isid;
-	int r;
+	int r = 0;
 
 	drop(s);
 	s->iscsi = iscsi_create_context(s->initiator);
@@ -100,9 +127,15 @@ static int path_connect(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_e
 	iscsi_set_timeout(s->iscsi, 0);         /* deadlines are ours */
 	if (user && password)
 		iscsi_set_initiator_username_pwd(s->iscsi, user, password);
-	if (iscsi_full_connect_async(s->iscsi, s->portal, s->lun, on_done, &w))
-		return lost(s, -ENOLINK, err);
-	r = wait_for(s, &w, lm_deadline_min(deadline_ns, lm_now_ns() + CONNECT_NS), err);
+	deadline_ns = lm_deadline_min(deadline_ns, lm_now_ns() + CONNECT_NS);
+	snprintf(portal, sizeof(portal), "%s", s->portal);
+	for (unsigned hop = 0; hop < REDIRECTIONS_MAX; hop++) {
+		r = log_in(s, portal, &w, deadline_ns, err);
+		if (r || w.status != SCSI_STATUS_REDIRECT)
+			break;
+		snprintf(portal, sizeof(portal), "%s", iscsi_get_target_address(s->iscsi));
+		iscsi_disconnect(s->iscsi);
+	}
 	if (!r && w.status != SCSI_STATUS_GOOD)
 		r = lost(s, -ENOLINK, err);
 	if (r)
