@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "transport_contract.h"
+#include "../lib/skip.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -52,7 +53,7 @@ void fetched_runs_of_all_lengths_arrive_whole(void **state)
 
 	if (sysconf(_SC_AVPHYS_PAGES) < (long)(2 * LM_RUN_MAX / PAGE) || RIG_SLOW) {
 		rig_free(rig);
-		skip();
+		skip_because(RIG_SLOW ? "a gibibyte takes minutes under this sanitizer" : "not enough free memory");
 	}
 	rig_map_long(rig, LM_RUN_MAX);
 	rig_set_direction(rig, LM_PULL);
@@ -150,7 +151,7 @@ void fetched_zeros_and_holes_leave_no_page_on_either_side(void **state)
 	uint64_t data, at_source[2];
 
 	if (!rig)
-		skip();
+		skip_because("memory that is pinned as a whole has no holes");
 	data = mix_source(rig, 0, N);
 	assert_int_equal(mix_source(rig, 1, N), data);
 	for (unsigned i = 0; i < 2; i++)
@@ -181,7 +182,7 @@ void a_large_hole_is_fetched_without_a_byte_of_data(void **state)
 	struct lm_run run = data_run(0, PAGE, 16 * MIB - PAGE);
 
 	if (!rig)
-		skip();
+		skip_because("memory that is pinned as a whole has no holes");
 	punch(&rig->src.region[0], PAGE, 16 * MIB - PAGE);
 	pump_start(rig, 0);
 	assert_int_equal(fetch_runs(rig, 0, &run, 1), 0);
@@ -204,8 +205,7 @@ void hugetlbfs_is_fetched_and_its_holes_stay(void **state)
 	struct stat st;
 
 	if (!rig) {
-		print_message("no huge pages to be had (vm.nr_hugepages)\n");
-		skip();
+		skip_because("no huge pages to be had (vm.nr_hugepages)");
 	}
 	memset(rig->src.region[0].host + 3 * PAGE, 0, 70 * PAGE);
 	punch(&rig->src.region[1], 0, 4 * MIB);
@@ -490,7 +490,7 @@ void the_source_refuses_to_answer_for_what_lies_outside(void **state)
 	const struct backend *b = *state;
 
 	if (b->rdma)
-		skip(); /* the device refuses, not the source's poll: tests/rdma */
+		skip_because("the device refuses, not the source's poll: tests/rdma");
 	for (unsigned i = 0; i < RIG_BAD_RUNS && !b->decorated; i++) {
 		struct rig *rig = rig_open_pull(b, 2, 64 * PAGE);
 		struct lm_run run = rig_bad_runs[i], good = data_run(0, 0, PAGE);

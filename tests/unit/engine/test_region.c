@@ -212,7 +212,7 @@ static void zeros_of_huge_pages_are_found_and_no_hole_is_filled(void **state)
 	page = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
 	if (page == MAP_FAILED) {
 		lm_ram_fini(&ram);
-		print_message("no huge pages to be had (vm.nr_hugepages)\n");
+		print_message("skipped: no huge pages to be had (vm.nr_hugepages)\n");
 		skip();
 	}
 	page[LM_PAGE_SIZE * 3 + 5] = 1; /* by another mapping: ours has not seen it */

@@ -20,6 +20,7 @@
 #include "clock.h"
 #include "qemu.h"
 #include "qemu_rig.h"
+#include "../../lib/skip.h"
 
 static struct rig_qemu q;
 static struct lm_error err;
@@ -125,7 +126,7 @@ static void a_qemu_without_privileges_can_be_tracked(void **state)
 
 	(void)state;
 	if (geteuid())
-		skip();
+		skip_because("needs root");
 	/* the option has a new name since QEMU 9.0 and lost the old one in 10.0 */
 	if (!rig_try(&q, RIG_GOOD, "-S", "-run-with", "user=nobody", NULL)) {
 		rig_end(&q);
@@ -171,7 +172,7 @@ static void a_chroot_is_no_obstacle(void **state)
 
 	(void)state;
 	if (geteuid())
-		skip();
+		skip_because("needs root");
 	if (!rig_try(&q, RIG_GOOD, "-S", "-run-with", "chroot=/usr", NULL)) {
 		rig_end(&q);
 		rig_start_good(&q, "-S", "-chroot", "/usr");

@@ -12,6 +12,7 @@
 #include "pager_rig.h"
 #include "qemu.h"
 #include "uffd_wp.h"
+#include "../../lib/skip.h"
 
 static uint64_t per_unit(const struct world *w)
 {
@@ -517,7 +518,7 @@ static void no_room_for_a_hole_is_said(void **state)
 	struct world *w = world_of(state);
 
 	if (w->memory == &memory_hugetlb)
-		skip(); /* they are reserved with the mapping */
+		skip_because("huge pages are reserved with the mapping");
 	arm(w);
 	close(w->regions[0].fd);
 	w->regions[0].fd = tmpfs_file("size", "64k");

@@ -16,6 +16,7 @@
 #include "qmp.h"
 #include "stage_rig.h"
 #include "uffd_pager.h"
+#include "../../lib/skip.h"
 
 #define NPAGES (UINT64_C(64) << 20 >> LM_PAGE_SHIFT) /* RIG_MEM */
 
@@ -141,7 +142,7 @@ static void a_qemu_without_privileges_waits_for_pages_too(void **state)
 	(void)state;
 	if (!rig_try(&dst_qemu, RIG_GOOD, "-S", "-incoming", "defer", "-runas", "nobody", "-sandbox",
 		     "on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny", NULL))
-		skip();
+		skip_because("this QEMU does not start with -runas and -sandbox");
 	dst_open();
 	assert_int_equal(count_userfaultfds(), 1);
 	ok(lm_pager_place(pager, 0, 0, NPAGES, &rig_err));
@@ -222,7 +223,7 @@ static void a_guest_runs_before_its_memory_is_there(void **state)
 static void the_same_with_kvm(void **state)
 {
 	if (access("/dev/kvm", R_OK | W_OK))
-		skip();
+		skip_because("no /dev/kvm");
 	accel = "kvm";
 	a_guest_runs_before_its_memory_is_there(state);
 }
