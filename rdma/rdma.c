@@ -123,6 +123,18 @@ static int rd_open(struct lm_transport *base, const struct lm_transport_params *
 	return r;
 }
 
+/*
+ * Without a queue pair there is nobody whose packets could use an rkey of this transport's
+ * memory: that may stay registered, which takes long to undo, until close.
+ */
+static void rd_fence(struct lm_transport *base)
+{
+	struct rdma *t = rd_of(base);
+
+	for (unsigned i = 0; i < base->nlanes; i++)
+		rd_lane_fence(&t->lanes[i]);
+}
+
 static void rd_close(struct lm_transport *base)
 {
 	struct rdma *t = rd_of(base);
@@ -315,6 +327,7 @@ static const struct lm_transport_ops rd_ops = {
 	.flush = rd_flush,
 	.poll = rd_poll,
 	.shut = rd_shut,
+	.fence = rd_fence,
 	.close = rd_close,
 };
 

@@ -284,6 +284,8 @@ int rd_lane_restrict(struct rd_lane *l);
 /* Any thread: queue pair in error, thread woken; shut also waits for zeros that are being placed. */
 void rd_lane_stop(struct rd_lane *l);
 void rd_lane_shut(struct rd_lane *l);
+/* No thread uses the lane any more: its queue pair is gone, the rest goes with reset. */
+void rd_lane_fence(struct rd_lane *l);
 /* Back to NEW, all resources gone. */
 void rd_lane_reset(struct rd_lane *l);
 void rd_lane_wake(struct rd_lane *l); /* any thread */
