@@ -135,15 +135,24 @@ static int chunk_error(const struct rd_mem *m, uint32_t chunk, struct lm_error *
 			    "--pin chunk)", m->dev->name, (unsigned long long)(m->size >> 20));
 }
 
-int rd_mem_all(struct rd_mem *m, struct lm_error *err)
+static bool is_under_way(struct rd_mem *m, uint32_t chunk)
+{
+	int state = rd_mem_state(m, chunk);
+
+	return state == RDMA_CHUNK_WANTED || state == RDMA_CHUNK_BUSY;
+}
+
+int rd_mem_all(struct rd_mem *m, bool (*skip)(const void *opaque, uint32_t chunk), const void *opaque,
+	       struct lm_error *err)
 {
 	LM_AUTO_UNLOCK pthread_mutex_t *guard = NULL;
 
 	for (uint32_t i = 0; i < m->nchunks; i++)
-		rd_mem_want(m, i);
+		if (!skip || !skip(opaque, i))
+			rd_mem_want(m, i);
 	guard = lm_mutex_lock(&m->dev->mutex);
 	for (uint32_t i = 0; i < m->nchunks; i++) {
-		while (atomic_load(&m->chunks[i].state) < RDMA_CHUNK_READY)
+		while (is_under_way(m, i))
 			pthread_cond_wait(&m->dev->idle, &m->dev->mutex);
 		if (atomic_load(&m->chunks[i].state) == RDMA_CHUNK_FAILED)
 			return chunk_error(m, i, err);
@@ -177,6 +186,16 @@ static struct rd_mem *mem_find(struct rd_device *d, const struct lm_region *regi
 		     (m->access & access) != access))
 		m = m->next;
 	return m;
+}
+
+unsigned rd_mem_shift(struct rd_device *d, const struct lm_region *region)
+{
+	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&d->mutex);
+	const struct rd_mem *m = d->mems;
+
+	while (m && (m->host != region->host || m->size != region->size))
+		m = m->next;
+	return m ? m->shift : 0;
 }
 
 static void mem_free(struct rd_mem *m)

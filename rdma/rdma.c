@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include "cleanup.h"
 #include "rdma.h"
 
@@ -79,8 +80,9 @@ static void describe(struct rdma *t)
 		at += (size_t)len < left ? (size_t)len : left;
 		left -= (size_t)len < left ? (size_t)len : left;
 	}
-	snprintf(at, left, "; memory %s", !t->base.nregions && !m ? "not registered yet" :
-		 rd_mode_name(m ? m->mode : RDMA_MODE_COPY));
+	snprintf(at, left, "; memory %s%s", !t->base.nregions && !m ? "not registered yet" :
+		 rd_mode_name(m ? m->mode : RDMA_MODE_COPY),
+		 m && m->mode != RDMA_MODE_ODP && t->regions[0].sparse ? " but where it has holes" : "");
 }
 
 static int check_insecure(const struct lm_transport_params *p, struct lm_error *err)
@@ -192,19 +194,52 @@ static unsigned access_for(const struct rdma *t, const struct rd_device *d)
 	return IBV_ACCESS_LOCAL_WRITE | (push || d->iwarp ? IBV_ACCESS_REMOTE_WRITE : 0);
 }
 
-/* One chunk size for all devices: the peer knows only one. */
-static unsigned shift_for(const struct rdma *t, const struct lm_region *region)
+/* hugetlbfs does not say where its holes are. */
+static bool is_sparse(const struct rdma *t, const struct lm_region *region)
+{
+	return t->base.side == LM_SOURCE && region->page_size == LM_PAGE_SIZE && present_bytes(region) < region->size;
+}
+
+bool rd_region_has_hole(const struct rd_region *r, uint64_t from, uint64_t len)
+{
+	off_t hole;
+
+	if (len > r->size - from)
+		len = r->size - from;
+	hole = lseek(r->fd, (off_t)(r->file_offset + from), SEEK_HOLE);
+	return hole < 0 || (uint64_t)hole < r->file_offset + from + len;
+}
+
+/*
+ * One chunk size for all devices: the peer knows only one.  What is registered already keeps its
+ * chunks, so that it is shared and not pinned twice.
+ */
+static unsigned shift_for(const struct rdma *t, const struct lm_region *region, bool sparse)
 {
 	uint64_t max = UINT64_MAX;
-	bool whole = true;
+	bool whole = true, pinned = false;
 
 	for (unsigned i = 0; i < t->nuses; i++) {
 		uint64_t m = t->uses[i].dev->attr.orig_attr.max_mr_size;
+		enum rd_mode mode = mode_for(t, &t->uses[i], region);
+		unsigned before = rd_mem_shift(t->uses[i].dev, region);
 
+		if (before)
+			return before;
 		max = m && m < max ? m : max;
-		whole &= mode_for(t, &t->uses[i], region) == RDMA_MODE_ALL;
+		whole &= mode == RDMA_MODE_ALL;
+		pinned |= mode == RDMA_MODE_ALL || mode == RDMA_MODE_CHUNK;
 	}
-	return rd_plan_shift(region->size, region->page_size, whole, max);
+	return sparse && pinned ? rd_plan_shift_sparse(region->size, max) :
+				  rd_plan_shift(region->size, region->page_size, whole, max);
+}
+
+/* A chunk that registering would fill up. */
+static bool chunk_is_sparse(const void *region, uint32_t chunk)
+{
+	const struct rd_region *r = region;
+
+	return rd_region_has_hole(r, (uint64_t)chunk << r->shift, UINT64_C(1) << r->shift);
 }
 
 static int asked_alloc(struct rdma *t, unsigned index, uint32_t nchunks)
@@ -240,7 +275,8 @@ static int mems_get(struct rdma *t, unsigned index, const struct lm_region *regi
 	}
 	for (unsigned i = 0; !r && i < t->nuses; i++)
 		if (t->uses[i].mem[index] && t->uses[i].mem[index]->mode == RDMA_MODE_ALL)
-			r = rd_mem_all(t->uses[i].mem[index], err);
+			r = rd_mem_all(t->uses[i].mem[index], t->regions[index].sparse ? chunk_is_sparse : NULL,
+				       &t->regions[index], err);
 	return r;
 }
 
@@ -252,8 +288,9 @@ static int rd_region_add(struct lm_transport *base, unsigned index, const struct
 	int r;
 
 	*reg = (struct rd_region){ .host = region->host, .size = region->size, .page_size = region->page_size,
-				     .file_offset = region->file_offset, .fd = region->fd };
-	reg->shift = shift_for(t, region);
+				     .file_offset = region->file_offset, .fd = region->fd,
+				     .sparse = is_sparse(t, region) };
+	reg->shift = shift_for(t, region, reg->sparse);
 	r = mems_get(t, index, region, err);
 	if (r)
 		return r;

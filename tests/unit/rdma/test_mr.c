@@ -54,7 +54,7 @@ static void all_means_every_chunk(void **state)
 	struct rd_mem *m = mem_new(d, IBV_ACCESS_REMOTE_WRITE, RDMA_MODE_ALL);
 
 	(void)state;
-	assert_int_equal(rd_mem_all(m, &err), 0);
+	assert_int_equal(rd_mem_all(m, NULL, NULL, &err), 0);
 	assert_int_equal(fake_live, before + 8);
 	for (uint32_t i = 0; i < 8; i++) {
 		assert_int_equal(rd_mem_state(m, i), RDMA_CHUNK_READY);
@@ -63,6 +63,28 @@ static void all_means_every_chunk(void **state)
 	}
 	rd_mem_put(m);
 	assert_int_equal(fake_live, before);
+	device_end(d, id);
+}
+
+static bool is_odd(const void *opaque, uint32_t chunk)
+{
+	return *(const uint32_t *)opaque == chunk % 2;
+}
+
+static void all_but_what_is_skipped(void **state)
+{
+	struct rdma_cm_id *id;
+	struct rd_device *d = device_new(&id);
+	struct rd_mem *m = mem_new(d, 0, RDMA_MODE_ALL);
+	uint32_t odd = 1;
+
+	(void)state;
+	assert_int_equal(rd_mem_shift(d, &region), SHIFT);
+	assert_int_equal(rd_mem_all(m, is_odd, &odd, &err), 0);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(rd_mem_state(m, i), i % 2 ? RDMA_CHUNK_NONE : RDMA_CHUNK_READY);
+	rd_mem_put(m);
+	assert_int_equal(rd_mem_shift(d, &region), 0);
 	device_end(d, id);
 }
 
@@ -102,7 +124,7 @@ static void the_same_memory_is_registered_once(void **state)
 	rd_mem_put(push);
 	rd_mem_put(more);
 	rd_device_put(again);
-	assert_int_equal(rd_mem_all(pull, &err), 0);
+	assert_int_equal(rd_mem_all(pull, NULL, NULL, &err), 0);
 	rd_mem_put(pull);
 	device_end(d, id);
 }
@@ -133,7 +155,7 @@ static void a_chunk_that_cannot_be_registered_is_told(void **state)
 
 	(void)state;
 	fake_fail_at = fake_calls + 3;
-	assert_int_equal(rd_mem_all(m, &err), -ENOMEM);
+	assert_int_equal(rd_mem_all(m, NULL, NULL, &err), -ENOMEM);
 	assert_non_null(strstr(err.msg, "ulimit -l"));
 	assert_non_null(strstr(err.msg, "fake0"));
 	rd_mem_put(m);
@@ -174,7 +196,7 @@ static void holes_are_punched_only_where_nothing_is_pinned(void **state)
 	assert_true(rd_mem_unless_pinned(m, 0, count, &called, &r));
 	assert_int_equal(called, 1);
 	assert_int_equal(r, 7);
-	assert_int_equal(rd_mem_all(m, &err), 0);
+	assert_int_equal(rd_mem_all(m, NULL, NULL, &err), 0);
 	assert_false(rd_mem_unless_pinned(m, 0, count, &called, &r));
 	assert_int_equal(called, 1);
 	rd_mem_put(m);
@@ -185,6 +207,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(all_means_every_chunk),
+		cmocka_unit_test(all_but_what_is_skipped),
 		cmocka_unit_test(only_chunks_that_are_wanted_are_registered),
 		cmocka_unit_test(the_same_memory_is_registered_once),
 		cmocka_unit_test(on_demand_that_is_refused_becomes_chunks),
