@@ -182,8 +182,12 @@ static int find_local(struct rd_lane *l, const struct lm_run *run, struct rd_pie
 	    !chunk_is_full(l, run->region, m, chunk))
 		return find_staged(l, run, p, err);
 	state = rd_mem_want(m, chunk);
-	if (!m->whole)
+	if (m->whole) {
+		rd_mem_prefetch(m, chunk);
+		rd_mem_prefetch(m, chunk + 1);
+	} else {
 		want_ahead(l, run->region, m, chunk);
+	}
 	if (state == RDMA_CHUNK_FAILED && may_copy)
 		return find_staged(l, run, p, err);
 	if (state == RDMA_CHUNK_FAILED)

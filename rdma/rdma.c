@@ -54,6 +54,19 @@ static int lanes_alloc(struct rdma *t)
 	return r;
 }
 
+static void describe_memory(const struct rdma *t, const struct rd_mem *m, char *at, size_t left)
+{
+	bool on_demand = m && m->mode == RDMA_MODE_ODP;
+	int error = on_demand ? atomic_load(&m->prefetch_error) : 0;
+	char why[64] = "";
+
+	if (error)
+		snprintf(why, sizeof(why), ", no prefetch: %.40s", strerrordesc_np(error));
+	snprintf(at, left, "; memory %s%s%s", !t->base.nregions && !m ? "not registered yet" :
+		 rd_mode_name(m ? m->mode : RDMA_MODE_COPY),
+		 m && !on_demand && t->regions[0].sparse ? " but where it has holes" : "", why);
+}
+
 /* Which devices and ports, with how many lanes each; how memory is registered. */
 static void describe(struct rdma *t)
 {
@@ -80,9 +93,7 @@ static void describe(struct rdma *t)
 		at += (size_t)len < left ? (size_t)len : left;
 		left -= (size_t)len < left ? (size_t)len : left;
 	}
-	snprintf(at, left, "; memory %s%s", !t->base.nregions && !m ? "not registered yet" :
-		 rd_mode_name(m ? m->mode : RDMA_MODE_COPY),
-		 m && m->mode != RDMA_MODE_ODP && t->regions[0].sparse ? " but where it has holes" : "");
+	describe_memory(t, m, at, left);
 }
 
 static int check_insecure(const struct lm_transport_params *p, struct lm_error *err)
@@ -296,6 +307,10 @@ static int rd_region_add(struct lm_transport *base, unsigned index, const struct
 		return r;
 	if (!lm_transport_is_active(base) && asked_alloc(t, index, rd_plan_nchunks(reg->size, reg->shift)))
 		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	/* Tells at once whether the devices take advice: the session logs what describe() says. */
+	for (unsigned i = 0; i < t->nuses; i++)
+		if (t->uses[i].mem[index])
+			rd_mem_prefetch(t->uses[i].mem[index], 0);
 	*ret_key = key_make(reg);
 	base->nregions = index + 1; /* for describe(); the wrapper says the same */
 	describe(t);

@@ -89,7 +89,7 @@ struct rd_chunk {
 	_Atomic int state; /* written under the device's mutex */
 	int error;         /* FAILED: errno */
 	struct ibv_mr *mr; /* READY */
-	_Atomic uint32_t asked; /* by lanes that may do without; see chunk_is_full() */
+	_Atomic uint32_t asked; /* by lanes that may do without, see chunk_is_full(); ODP: it was prefetched */
 };
 
 struct rd_mem {
@@ -102,7 +102,10 @@ struct rd_mem {
 	unsigned access, shift;
 	enum rd_mode mode;
 	uint32_t nchunks;
+	int fd; /* the caller's */
+	uint64_t file_offset, page_size;
 	struct ibv_mr *whole; /* RDMA_MODE_ODP: one for all chunks */
+	_Atomic int prefetch_error; /* errno: the device takes no advice, so it gets no more */
 	struct rd_chunk chunks[];
 };
 
@@ -112,6 +115,12 @@ int rd_mem_get(struct rd_device *d, const struct lm_region *region, unsigned acc
 void rd_mem_put(struct rd_mem *m); /* takes NULL; deregisters with the last */
 /* Any thread: have the chunk registered in the background; its state. */
 int rd_mem_want(struct rd_mem *m, uint32_t chunk);
+/*
+ * Any thread, does not wait.  ODP: have the device look up the pages of this chunk before it needs
+ * them, once, and only those that exist: a hole would be allocated.  Whether it does or not
+ * changes nothing but the time.
+ */
+void rd_mem_prefetch(struct rd_mem *m, uint32_t chunk);
 /* Have all chunks registered but those that skip (NULL: none) names, and wait for it. */
 int rd_mem_all(struct rd_mem *m, bool (*skip)(const void *opaque, uint32_t chunk), const void *opaque,
 	       struct lm_error *err);
