@@ -3,10 +3,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "cleanup.h"
+#include "memlock.h"
 #include "rdma.h"
 
 static struct rdma *rd_of(struct lm_transport *t)
@@ -161,16 +161,6 @@ static void rd_close(struct lm_transport *base)
 
 /* ---- memory ---- */
 
-static uint64_t memlock_limit(void)
-{
-	struct rlimit l;
-
-	/* CAP_IPC_LOCK lifts it; who is root has it. */
-	if (!geteuid() || getrlimit(RLIMIT_MEMLOCK, &l) || l.rlim_cur == RLIM_INFINITY)
-		return UINT64_MAX;
-	return l.rlim_cur;
-}
-
 static uint64_t present_bytes(const struct lm_region *r)
 {
 	struct stat st;
@@ -185,7 +175,7 @@ static enum rd_mode mode_for(const struct rdma *t, const struct rd_use *u, const
 	struct rd_plan p = {
 		.pin = t->pin, .side = t->base.side, .direction = t->base.direction,
 		.odp = rd_device_odp(u->dev) && !too_small,
-		.may_discard = t->may_discard, .memlock = memlock_limit(), .ram_bytes = region->size,
+		.may_discard = t->may_discard, .memlock = lm_memlock_limit(), .ram_bytes = region->size,
 		.present_bytes = present_bytes(region),
 	};
 
