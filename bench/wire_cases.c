@@ -41,7 +41,7 @@ static int header_decode(void)
 static void open_prepare(unsigned nregions)
 {
 	memset(&open_in, 0, sizeof(open_in));
-	strcpy(open_in.transport, "tcp");
+	strcpy(open_in.transports, "tcp");
 	strcpy(open_in.info.vmm, "qemu");
 	strcpy(open_in.info.machine, "pc-q35-7.2");
 	open_in.nlanes = 4;

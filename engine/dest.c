@@ -59,7 +59,10 @@ static uint64_t placed_bytes(const struct lm_session *s)
 	return sum;
 }
 
-/* After this no byte of the source can reach guest RAM. */
+/*
+ * After this no byte of the source can reach guest RAM.  What it costs, the guest waits
+ * for: memory stays registered until the session ends.
+ */
 static void fence(struct lm_session *s)
 {
 	if (!s->transport)
@@ -70,8 +73,7 @@ static void fence(struct lm_session *s)
 			lm_transport_shut(s->transport, i);
 		lm_pool_finish(s->pool);
 	}
-	lm_transport_free(s->transport);
-	s->transport = NULL;
+	lm_transport_fence(s->transport);
 }
 
 static int handle_lane_drop(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
@@ -373,19 +375,22 @@ static int check_saved(struct lm_session *s, const struct lm_msg *msg, struct lm
 static int handle_saved(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
 {
 	struct lm_wire_times times = { 0 };
-	int64_t begin = lm_now_ns();
+	int64_t begin = lm_now_ns(), fenced;
 	int r;
 
+	shutdown(s->dst.state_fd, SHUT_WR); /* the VM loads meanwhile */
 	fence(s);
+	fenced = lm_now_ns();
 	/* After the lanes' threads have ended: the flush is confirmed before its bytes are counted. */
 	s->summary.bytes = placed_bytes(s);
-	shutdown(s->dst.state_fd, SHUT_WR);
 	r = check_saved(s, msg, err);
 	if (!r)
 		r = lm_vm_state_wait(s->vm, lm_session_vm_deadline(s), err);
 	if (r)
 		return r;
 	s->dst.load_ns = lm_now_ns() - begin;
+	lm_session_log(s, LM_LOG_DEBUG, "device state: the lanes were fenced after %.2f ms, the VM had loaded it after %.2f ms",
+		       (double)(fenced - begin) / 1e6, (double)s->dst.load_ns / 1e6);
 	times.load_ns = lm_le64((uint64_t)s->dst.load_ns);
 	r = lm_session_stage(s, "loaded", err);
 	return r ? r : lm_control_send(&s->control, LM_MSG_LOADED, &times, sizeof(times),

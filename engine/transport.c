@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
 #include "migrate_rdma.h"
+#include "testhook.h"
 #include "transport.h"
 #include "transport_fault.h"
 
@@ -159,6 +160,16 @@ void lm_transport_shut(struct lm_transport *t, unsigned lane)
 {
 	if (t->is_open && lane < t->nlanes)
 		t->ops->shut(t, lane);
+}
+
+void lm_transport_fence(struct lm_transport *t)
+{
+	if (lm_broken("fence"))
+		return;
+	for (unsigned i = 0; t->is_open && i < t->nlanes; i++)
+		t->ops->shut(t, i);
+	if (t->is_open && t->ops->fence)
+		t->ops->fence(t);
 }
 
 void lm_transport_free(struct lm_transport *t)

@@ -22,7 +22,7 @@
  *     between two flushes of all lanes.
  *  3. A flush is confirmed only when the data of all earlier writes of the lane
  *     is visible to the destination's CPUs.
- *  4. After close (or shut) on the destination nothing can reach guest RAM any
+ *  4. After close, fence or shut on the destination nothing can reach guest RAM any
  *     more, however late it arrives.
  *  5. -EAGAIN means that the lane is full: poll and try again.  Any other error
  *     kills the lane, and only the lane.
@@ -141,6 +141,12 @@ struct lm_transport_ops {
 	 */
 	void (*shut)(struct lm_transport *t, unsigned lane);
 	/*
+	 * Destination, all lanes are shut and no lane thread runs any more: what rule 4 needs
+	 * beyond that, for good, and nothing else: the guest waits.  What takes longer (memory that is
+	 * registered) is left to close.  NULL: shut is enough.
+	 */
+	void (*fence)(struct lm_transport *t);
+	/*
 	 * Free everything, the object itself too, whether it is open or not.  No lane
 	 * thread runs any more.
 	 */
@@ -191,6 +197,8 @@ int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms,
 int lm_transport_poll_or(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
 			 struct lm_poll_result *res, struct lm_error *err);
 void lm_transport_shut(struct lm_transport *t, unsigned lane);
+/* Shuts all lanes and fences: only lm_transport_free() follows.  No lane thread runs any more. */
+void lm_transport_fence(struct lm_transport *t);
 void lm_transport_free(struct lm_transport *t); /* takes NULL */
 
 /* The side that writes or fetches. */

@@ -254,6 +254,11 @@ static void fault_shut(struct lm_transport *t, unsigned lane)
 	lm_transport_shut(fault_of(t)->inner, lane);
 }
 
+static void fault_fence(struct lm_transport *t)
+{
+	lm_transport_fence(fault_of(t)->inner);
+}
+
 static void fault_close(struct lm_transport *t)
 {
 	lm_transport_free(fault_of(t)->inner);
@@ -271,6 +276,7 @@ static const struct lm_transport_ops fault_ops = {
 	.flush = fault_flush,
 	.poll = fault_poll,
 	.shut = fault_shut,
+	.fence = fault_fence,
 	.close = fault_close,
 };
 

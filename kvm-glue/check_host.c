@@ -7,11 +7,11 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include "cleanup.h"
+#include "memlock.h"
 #include "region.h"
 #include "uapi.h"
 
@@ -209,14 +209,13 @@ static void probe_ptrace(struct lm_check *c)
 
 static void probe_memlock(struct lm_check *c)
 {
-	struct rlimit l;
+	uint64_t limit = lm_memlock_limit();
 
-	getrlimit(RLIMIT_MEMLOCK, &l);
-	if (l.rlim_cur == RLIM_INFINITY || has_cap(CAP_IPC_LOCK)) {
-		found(c, "%s", l.rlim_cur == RLIM_INFINITY ? "unlimited" : "limited, with CAP_IPC_LOCK");
+	if (limit == UINT64_MAX) {
+		found(c, "unlimited%s", has_cap(CAP_IPC_LOCK) ? ", with CAP_IPC_LOCK" : "");
 		return;
 	}
-	found(c, "%llu KiB", (unsigned long long)l.rlim_cur / 1024);
+	found(c, "%llu KiB", (unsigned long long)limit / 1024);
 	advise(c, LM_CHECK_WARN, "RDMA pins guest RAM: raise it (ulimit -l unlimited, LimitMEMLOCK=infinity)");
 }
 

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include "cleanup.h"
+#include "memlock.h"
 #include "qemu_priv.h"
 
 struct rule {
@@ -349,6 +350,30 @@ static int rule_tracer(struct qemu *q, struct lm_check *c, struct lm_error *err)
 	return advise(c, LM_CHECK_FAIL, "detach the debugger or tracer first");
 }
 
+/* Registering with an RDMA device locks guest RAM, once per device, in whoever runs migrate-rdma. */
+static int rule_memlock(struct qemu *q, struct lm_check *c, struct lm_error *err)
+{
+	struct qemu_memdevs m = { 0 };
+	uint64_t limit = lm_memlock_limit(), size = 0;
+	int r = qemu_memdevs_read(q, &m, err);
+
+	for (unsigned i = 0; !r && i < m.n; i++)
+		size += m.devs[i].size;
+	qemu_memdevs_fini(&m);
+	if (r)
+		return r;
+	if (limit == UINT64_MAX) {
+		found(c, "no limit here: all of it can be registered with RDMA devices");
+		return 0;
+	}
+	found(c, "at most %llu MiB here, the guest has %llu MiB", (unsigned long long)limit >> 20,
+	      (unsigned long long)size >> 20);
+	return limit >= size ? 0 :
+	       advise(c, LM_CHECK_WARN, "over RDMA, --pin all needs %llu MiB per device on both hosts (ulimit -l unlimited; "
+		      "LimitMEMLOCK=infinity in the unit), --pin chunk what the guest uses; --pin odp, where the device can, none",
+		      (unsigned long long)size >> 20);
+}
+
 static const struct rule rules[] = {
 	{ "version", true, true, rule_version },
 	{ "guest state", true, false, rule_source_state },
@@ -358,6 +383,7 @@ static const struct rule rules[] = {
 	{ "capabilities", true, true, rule_capabilities },
 	{ "guest memory", true, true, rule_memory },
 	{ "memory mappings", true, true, rule_mappings },
+	{ "locked memory", true, true, rule_memlock },
 	{ "other processes", true, true, rule_sharers },
 	{ "devices", true, true, rule_devices },
 	{ "discards", true, true, rule_discard },

@@ -11,6 +11,10 @@
  *
  * A piece needs the peer's key of its chunk and our memory registered; whatever is
  * missing is asked for, with some chunks ahead, and the piece waits.
+ *
+ * Registering a hole of a file allocates it, and the guest that runs there would have
+ * more memory than it ever used.  So a chunk of the source with a hole is not registered: its pages are copied
+ * through a buffer, until it has none.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -52,11 +56,20 @@ static bool range_exists(const struct rd_lane *l, unsigned region, uint64_t from
 	return data >= 0 && (uint64_t)data < r->file_offset + from + len;
 }
 
+/* The last chunk to ask for when this one is needed. */
+static uint32_t ahead_of(uint32_t chunk, unsigned shift)
+{
+	uint64_t n = RDMA_AHEAD_BYTES >> shift;
+
+	return chunk + (n > RDMA_AHEAD ? (uint32_t)n : RDMA_AHEAD);
+}
+
 static void ask(struct rd_lane *l, unsigned region, uint32_t chunk)
 {
 	struct rd_peer_region *p = &l->peer[region];
+	uint32_t last = ahead_of(chunk, p->shift);
 
-	for (uint32_t i = chunk; i < p->nchunks && i <= chunk + RDMA_AHEAD; i++) {
+	for (uint32_t i = chunk; i < p->nchunks && i <= last; i++) {
 		if (p->chunks[i].state != RDMA_PEER_UNKNOWN || l->nwants == RDMA_ENTRIES(struct rd_want))
 			continue;
 		if (i != chunk && !range_exists(l, region, (uint64_t)i << p->shift, UINT64_C(1) << p->shift))
@@ -126,11 +139,32 @@ static int find_staged(struct rd_lane *l, const struct lm_run *run, struct rd_pi
 	return 0;
 }
 
+/* In post-copy the guest stands still and is given up afterwards: then holes may be filled. */
+static bool keeps_holes(const struct rd_lane *l, unsigned region)
+{
+	return l->t->regions[region].sparse && l->t->base.direction == LM_PUSH;
+}
+
+/*
+ * Whether to register a chunk of memory with holes: when it has none.  That is looked at when it
+ * is asked for the first, second, fourth, ... time: a guest fills memory seldom and writes often.
+ */
+static bool chunk_is_full(struct rd_lane *l, unsigned region, struct rd_mem *m, uint32_t chunk)
+{
+	const struct rd_region *r = &l->t->regions[region];
+	uint32_t n = atomic_fetch_add_explicit(&m->chunks[chunk].asked, 1, memory_order_relaxed) + 1;
+
+	return !(n & (n - 1)) && !rd_region_has_hole(r, (uint64_t)chunk << m->shift, UINT64_C(1) << m->shift);
+}
+
 static void want_ahead(struct rd_lane *l, unsigned region, struct rd_mem *m, uint32_t chunk)
 {
-	for (uint32_t i = chunk + 1; i < m->nchunks && i <= chunk + RDMA_AHEAD; i++)
+	uint32_t last = ahead_of(chunk, m->shift);
+
+	for (uint32_t i = chunk + 1; i < m->nchunks && i <= last; i++)
 		if (rd_mem_state(m, i) == RDMA_CHUNK_NONE &&
-		    range_exists(l, region, (uint64_t)i << m->shift, UINT64_C(1) << m->shift))
+		    (keeps_holes(l, region) ? chunk_is_full(l, region, m, i) :
+		     range_exists(l, region, (uint64_t)i << m->shift, UINT64_C(1) << m->shift)))
 			rd_mem_want(m, i);
 }
 
@@ -144,9 +178,16 @@ static int find_local(struct rd_lane *l, const struct lm_run *run, struct rd_pie
 	if (!m)
 		return find_staged(l, run, p, err);
 	chunk = (uint32_t)(run->offset >> m->shift);
+	if (keeps_holes(l, run->region) && rd_mem_state(m, chunk) == RDMA_CHUNK_NONE &&
+	    !chunk_is_full(l, run->region, m, chunk))
+		return find_staged(l, run, p, err);
 	state = rd_mem_want(m, chunk);
-	if (!m->whole)
+	if (m->whole) {
+		rd_mem_prefetch(m, chunk);
+		rd_mem_prefetch(m, chunk + 1);
+	} else {
 		want_ahead(l, run->region, m, chunk);
+	}
 	if (state == RDMA_CHUNK_FAILED && may_copy)
 		return find_staged(l, run, p, err);
 	if (state == RDMA_CHUNK_FAILED)

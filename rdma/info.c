@@ -4,10 +4,10 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include "address.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "memlock.h"
 #include "rdma.h"
 
 #define ROUTE_NS (2 * LM_NS_PER_S)
@@ -61,15 +61,6 @@ static bool peer_reached(const char *peer, char *ret_why, size_t size)
 	return ok;
 }
 
-static uint64_t memlock_limit(void)
-{
-	struct rlimit l;
-
-	if (!geteuid() || getrlimit(RLIMIT_MEMLOCK, &l) || l.rlim_cur == RLIM_INFINITY)
-		return UINT64_MAX;
-	return l.rlim_cur;
-}
-
 bool lm_rdma_usable(const char *peer, const char *const *rails, unsigned nrails, char *ret_why, size_t size)
 {
 	struct rd_rail found[RDMA_RAILS_MAX];
@@ -80,9 +71,9 @@ bool lm_rdma_usable(const char *peer, const char *const *rails, unsigned nrails,
 		snprintf(ret_why, size, "%s", err.msg);
 		return false;
 	}
-	if (memlock_limit() < MEMLOCK_LEAST) {
+	if (lm_memlock_limit() < MEMLOCK_LEAST) {
 		snprintf(ret_why, size, "only %llu KiB of memory may be locked: raise the limit (`ulimit -l unlimited`, "
-			 "LimitMEMLOCK=infinity)", (unsigned long long)memlock_limit() >> 10);
+			 "LimitMEMLOCK=infinity)", (unsigned long long)lm_memlock_limit() >> 10);
 		return false;
 	}
 	return !peer || nrails || peer_reached(peer, ret_why, size);
@@ -186,7 +177,7 @@ static void check_device(struct ibv_device *device, const struct rd_rail *rails,
 static void check_memlock(lm_check_fn *fn, void *opaque)
 {
 	struct lm_check c = { .status = LM_CHECK_OK, .name = "locked memory" };
-	uint64_t limit = memlock_limit();
+	uint64_t limit = lm_memlock_limit();
 
 	if (limit == UINT64_MAX) {
 		snprintf(c.found, sizeof(c.found), "no limit: guests of any size can be registered");
@@ -194,8 +185,8 @@ static void check_memlock(lm_check_fn *fn, void *opaque)
 		c.status = LM_CHECK_WARN;
 		snprintf(c.found, sizeof(c.found), "at most %llu MiB may be registered with an RDMA device",
 			 (unsigned long long)limit >> 20);
-		snprintf(c.advice, sizeof(c.advice), "a guest with more memory needs ODP, or a higher limit: `ulimit -l "
-			 "unlimited`, LimitMEMLOCK=infinity in the unit");
+		snprintf(c.advice, sizeof(c.advice), "a guest with more memory needs a higher limit (`ulimit -l unlimited`, "
+			 "LimitMEMLOCK=infinity in the unit), or --pin odp, which locks nothing, where the device can");
 	}
 	fn(opaque, &c);
 }

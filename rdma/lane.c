@@ -230,6 +230,15 @@ void rd_place_end(struct rd_lane *l)
 	atomic_store_explicit(&l->placing, false, memory_order_release);
 }
 
+void rd_lane_fence(struct rd_lane *l)
+{
+	if (!l->use || !l->id)
+		return;
+	rd_device_remove_lane(l->use->dev, l); /* whose events look at the queue pair */
+	if (l->id->qp)
+		rdma_destroy_qp(l->id);
+}
+
 static void free_verbs(struct rd_lane *l)
 {
 	if (l->id && l->id->qp)

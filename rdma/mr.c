@@ -10,8 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 #include "cleanup.h"
 #include "rdma.h"
+
+/* Extents of one call; what lies behind them the device looks up when it needs it. */
+#define PREFETCH_EXTENTS 32
+#define PREFETCH_BYTES (UINT64_C(1) << 30)
 
 /* ---- workers ---- */
 
@@ -135,15 +140,24 @@ static int chunk_error(const struct rd_mem *m, uint32_t chunk, struct lm_error *
 			    "--pin chunk)", m->dev->name, (unsigned long long)(m->size >> 20));
 }
 
-int rd_mem_all(struct rd_mem *m, struct lm_error *err)
+static bool is_under_way(struct rd_mem *m, uint32_t chunk)
+{
+	int state = rd_mem_state(m, chunk);
+
+	return state == RDMA_CHUNK_WANTED || state == RDMA_CHUNK_BUSY;
+}
+
+int rd_mem_all(struct rd_mem *m, bool (*skip)(const void *opaque, uint32_t chunk), const void *opaque,
+	       struct lm_error *err)
 {
 	LM_AUTO_UNLOCK pthread_mutex_t *guard = NULL;
 
 	for (uint32_t i = 0; i < m->nchunks; i++)
-		rd_mem_want(m, i);
+		if (!skip || !skip(opaque, i))
+			rd_mem_want(m, i);
 	guard = lm_mutex_lock(&m->dev->mutex);
 	for (uint32_t i = 0; i < m->nchunks; i++) {
-		while (atomic_load(&m->chunks[i].state) < RDMA_CHUNK_READY)
+		while (is_under_way(m, i))
 			pthread_cond_wait(&m->dev->idle, &m->dev->mutex);
 		if (atomic_load(&m->chunks[i].state) == RDMA_CHUNK_FAILED)
 			return chunk_error(m, i, err);
@@ -165,6 +179,52 @@ bool rd_mem_unless_pinned(struct rd_mem *m, uint32_t chunk, int (*fn)(void *), v
 	return true;
 }
 
+/* ---- on demand ---- */
+
+static unsigned extents_find(const struct rd_mem *m, uint64_t from, uint64_t end, struct ibv_sge *ret)
+{
+	unsigned n = 0;
+
+	while (n < PREFETCH_EXTENTS && from < end) {
+		off_t data = lseek(m->fd, (off_t)(m->file_offset + from), SEEK_DATA), hole;
+		uint64_t to;
+
+		if (data < 0 || (uint64_t)data >= m->file_offset + end)
+			break;
+		hole = lseek(m->fd, data, SEEK_HOLE);
+		if (hole <= data)
+			break; /* it has gone meanwhile */
+		from = (uint64_t)data - m->file_offset;
+		to = (uint64_t)hole - m->file_offset;
+		to = to < end ? to : end;
+		to = to - from < PREFETCH_BYTES ? to : from + PREFETCH_BYTES;
+		ret[n++] = (struct ibv_sge){ .addr = (uintptr_t)m->host + from, .length = (uint32_t)(to - from),
+					     .lkey = m->whole->lkey };
+		from = to;
+	}
+	return n;
+}
+
+void rd_mem_prefetch(struct rd_mem *m, uint32_t chunk)
+{
+	enum ibv_advise_mr_advice advice = m->access & IBV_ACCESS_LOCAL_WRITE ? IBV_ADVISE_MR_ADVICE_PREFETCH_WRITE :
+										  IBV_ADVISE_MR_ADVICE_PREFETCH;
+	struct ibv_sge extents[PREFETCH_EXTENTS];
+	uint64_t from = (uint64_t)chunk << m->shift, end = from + (UINT64_C(1) << m->shift);
+	unsigned n;
+	int r;
+
+	/* hugetlbfs does not say what exists, and a huge page is looked up but once. */
+	if (!m->whole || chunk >= m->nchunks || m->page_size > LM_PAGE_SIZE || atomic_load(&m->prefetch_error) ||
+	    atomic_load_explicit(&m->chunks[chunk].asked, memory_order_relaxed) ||
+	    atomic_exchange(&m->chunks[chunk].asked, 1))
+		return;
+	n = extents_find(m, from, end < m->size ? end : m->size, extents);
+	r = n ? ibv_advise_mr(m->dev->pd, advice, 0, extents, n) : 0;
+	if (r)
+		atomic_store(&m->prefetch_error, r < 0 ? -r : r);
+}
+
 /* ---- life ---- */
 
 /* Registered for at least what is asked for, of the same kind. */
@@ -177,6 +237,16 @@ static struct rd_mem *mem_find(struct rd_device *d, const struct lm_region *regi
 		     (m->access & access) != access))
 		m = m->next;
 	return m;
+}
+
+unsigned rd_mem_shift(struct rd_device *d, const struct lm_region *region)
+{
+	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&d->mutex);
+	const struct rd_mem *m = d->mems;
+
+	while (m && (m->host != region->host || m->size != region->size))
+		m = m->next;
+	return m ? m->shift : 0;
 }
 
 static void mem_free(struct rd_mem *m)
@@ -213,6 +283,9 @@ static struct rd_mem *mem_new(struct rd_device *d, const struct lm_region *regio
 	m->shift = shift;
 	m->nchunks = n;
 	m->mode = mode;
+	m->fd = region->fd;
+	m->file_offset = region->file_offset;
+	m->page_size = region->page_size;
 	if (mode == RDMA_MODE_ODP && !whole_on_demand(m))
 		m->mode = RDMA_MODE_CHUNK;
 	return m;

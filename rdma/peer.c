@@ -29,6 +29,7 @@ static int on_want(struct rd_lane *l, const struct incoming *in, struct lm_poll_
 		if (region >= l->t->base.nregions || chunk >= l->use->mem[region]->nchunks)
 			return strange(l, err, "asked for a key outside of the regions");
 		rd_mem_want(l->use->mem[region], chunk);
+		rd_mem_prefetch(l->use->mem[region], chunk);
 		l->nasked += !(l->asked[region][chunk / 64] >> (chunk % 64) & 1);
 		l->asked[region][chunk / 64] |= UINT64_C(1) << (chunk % 64);
 	}

@@ -3,6 +3,8 @@
 
 #define CHUNK_SHIFT_MIN 23 /* 8 MiB */
 #define CHUNK_SHIFT_MAX 28 /* 256 MiB */
+#define SPARSE_SHIFT_MIN 21 /* 2 MiB */
+#define SPARSE_CHUNKS_MAX 16384
 
 /*
  * Pinned pages stay with the device when the guest gives them back and the file
@@ -53,6 +55,17 @@ unsigned rd_plan_shift(uint64_t size, uint64_t page_size, bool whole, uint64_t m
 		shift--;
 	while (UINT64_C(1) << shift < page_size)
 		shift++;
+	return shift;
+}
+
+unsigned rd_plan_shift_sparse(uint64_t size, uint64_t max_mr_size)
+{
+	unsigned shift = SPARSE_SHIFT_MIN;
+
+	while (size >> shift > SPARSE_CHUNKS_MAX)
+		shift++;
+	while (shift > LM_PAGE_SHIFT && UINT64_C(1) << shift > max_mr_size)
+		shift--;
 	return shift;
 }
 

@@ -27,6 +27,11 @@ enum rd_mode rd_plan_mode(const struct rd_plan *p);
 const char *rd_mode_name(enum rd_mode mode);
 /* log2 of the chunk size for a region: at most 64 chunks up to 16 GiB, then chunks of 256 MiB. */
 unsigned rd_plan_shift(uint64_t size, uint64_t page_size, bool whole, uint64_t max_mr_size);
+/*
+ * The same for memory with holes that must stay holes: a chunk with a hole is not registered, so chunks
+ * are small.  2 MiB, or as many chunks as a device surely has keys for.
+ */
+unsigned rd_plan_shift_sparse(uint64_t size, uint64_t max_mr_size);
 uint32_t rd_plan_nchunks(uint64_t size, unsigned shift);
 
 #endif

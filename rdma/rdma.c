@@ -3,9 +3,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include "cleanup.h"
+#include "memlock.h"
 #include "rdma.h"
 
 static struct rdma *rd_of(struct lm_transport *t)
@@ -53,6 +54,19 @@ static int lanes_alloc(struct rdma *t)
 	return r;
 }
 
+static void describe_memory(const struct rdma *t, const struct rd_mem *m, char *at, size_t left)
+{
+	bool on_demand = m && m->mode == RDMA_MODE_ODP;
+	int error = on_demand ? atomic_load(&m->prefetch_error) : 0;
+	char why[64] = "";
+
+	if (error)
+		snprintf(why, sizeof(why), ", no prefetch: %.40s", strerrordesc_np(error));
+	snprintf(at, left, "; memory %s%s%s", !t->base.nregions && !m ? "not registered yet" :
+		 rd_mode_name(m ? m->mode : RDMA_MODE_COPY),
+		 m && !on_demand && t->regions[0].sparse ? " but where it has holes" : "", why);
+}
+
 /* Which devices and ports, with how many lanes each; how memory is registered. */
 static void describe(struct rdma *t)
 {
@@ -79,8 +93,7 @@ static void describe(struct rdma *t)
 		at += (size_t)len < left ? (size_t)len : left;
 		left -= (size_t)len < left ? (size_t)len : left;
 	}
-	snprintf(at, left, "; memory %s", !t->base.nregions && !m ? "not registered yet" :
-		 rd_mode_name(m ? m->mode : RDMA_MODE_COPY));
+	describe_memory(t, m, at, left);
 }
 
 static int check_insecure(const struct lm_transport_params *p, struct lm_error *err)
@@ -123,6 +136,18 @@ static int rd_open(struct lm_transport *base, const struct lm_transport_params *
 	return r;
 }
 
+/*
+ * Without a queue pair there is nobody whose packets could use an rkey of this transport's
+ * memory: that may stay registered, which takes long to undo, until close.
+ */
+static void rd_fence(struct lm_transport *base)
+{
+	struct rdma *t = rd_of(base);
+
+	for (unsigned i = 0; i < base->nlanes; i++)
+		rd_lane_fence(&t->lanes[i]);
+}
+
 static void rd_close(struct lm_transport *base)
 {
 	struct rdma *t = rd_of(base);
@@ -135,16 +160,6 @@ static void rd_close(struct lm_transport *base)
 }
 
 /* ---- memory ---- */
-
-static uint64_t memlock_limit(void)
-{
-	struct rlimit l;
-
-	/* CAP_IPC_LOCK lifts it; who is root has it. */
-	if (!geteuid() || getrlimit(RLIMIT_MEMLOCK, &l) || l.rlim_cur == RLIM_INFINITY)
-		return UINT64_MAX;
-	return l.rlim_cur;
-}
 
 static uint64_t present_bytes(const struct lm_region *r)
 {
@@ -160,7 +175,7 @@ static enum rd_mode mode_for(const struct rdma *t, const struct rd_use *u, const
 	struct rd_plan p = {
 		.pin = t->pin, .side = t->base.side, .direction = t->base.direction,
 		.odp = rd_device_odp(u->dev) && !too_small,
-		.may_discard = t->may_discard, .memlock = memlock_limit(), .ram_bytes = region->size,
+		.may_discard = t->may_discard, .memlock = lm_memlock_limit(), .ram_bytes = region->size,
 		.present_bytes = present_bytes(region),
 	};
 
@@ -180,19 +195,52 @@ static unsigned access_for(const struct rdma *t, const struct rd_device *d)
 	return IBV_ACCESS_LOCAL_WRITE | (push || d->iwarp ? IBV_ACCESS_REMOTE_WRITE : 0);
 }
 
-/* One chunk size for all devices: the peer knows only one. */
-static unsigned shift_for(const struct rdma *t, const struct lm_region *region)
+/* hugetlbfs does not say where its holes are. */
+static bool is_sparse(const struct rdma *t, const struct lm_region *region)
+{
+	return t->base.side == LM_SOURCE && region->page_size == LM_PAGE_SIZE && present_bytes(region) < region->size;
+}
+
+bool rd_region_has_hole(const struct rd_region *r, uint64_t from, uint64_t len)
+{
+	off_t hole;
+
+	if (len > r->size - from)
+		len = r->size - from;
+	hole = lseek(r->fd, (off_t)(r->file_offset + from), SEEK_HOLE);
+	return hole < 0 || (uint64_t)hole < r->file_offset + from + len;
+}
+
+/*
+ * One chunk size for all devices: the peer knows only one.  What is registered already keeps its
+ * chunks, so that it is shared and not pinned twice.
+ */
+static unsigned shift_for(const struct rdma *t, const struct lm_region *region, bool sparse)
 {
 	uint64_t max = UINT64_MAX;
-	bool whole = true;
+	bool whole = true, pinned = false;
 
 	for (unsigned i = 0; i < t->nuses; i++) {
 		uint64_t m = t->uses[i].dev->attr.orig_attr.max_mr_size;
+		enum rd_mode mode = mode_for(t, &t->uses[i], region);
+		unsigned before = rd_mem_shift(t->uses[i].dev, region);
 
+		if (before)
+			return before;
 		max = m && m < max ? m : max;
-		whole &= mode_for(t, &t->uses[i], region) == RDMA_MODE_ALL;
+		whole &= mode == RDMA_MODE_ALL;
+		pinned |= mode == RDMA_MODE_ALL || mode == RDMA_MODE_CHUNK;
 	}
-	return rd_plan_shift(region->size, region->page_size, whole, max);
+	return sparse && pinned ? rd_plan_shift_sparse(region->size, max) :
+				  rd_plan_shift(region->size, region->page_size, whole, max);
+}
+
+/* A chunk that registering would fill up. */
+static bool chunk_is_sparse(const void *region, uint32_t chunk)
+{
+	const struct rd_region *r = region;
+
+	return rd_region_has_hole(r, (uint64_t)chunk << r->shift, UINT64_C(1) << r->shift);
 }
 
 static int asked_alloc(struct rdma *t, unsigned index, uint32_t nchunks)
@@ -228,7 +276,8 @@ static int mems_get(struct rdma *t, unsigned index, const struct lm_region *regi
 	}
 	for (unsigned i = 0; !r && i < t->nuses; i++)
 		if (t->uses[i].mem[index] && t->uses[i].mem[index]->mode == RDMA_MODE_ALL)
-			r = rd_mem_all(t->uses[i].mem[index], err);
+			r = rd_mem_all(t->uses[i].mem[index], t->regions[index].sparse ? chunk_is_sparse : NULL,
+				       &t->regions[index], err);
 	return r;
 }
 
@@ -240,13 +289,18 @@ static int rd_region_add(struct lm_transport *base, unsigned index, const struct
 	int r;
 
 	*reg = (struct rd_region){ .host = region->host, .size = region->size, .page_size = region->page_size,
-				     .file_offset = region->file_offset, .fd = region->fd };
-	reg->shift = shift_for(t, region);
+				     .file_offset = region->file_offset, .fd = region->fd,
+				     .sparse = is_sparse(t, region) };
+	reg->shift = shift_for(t, region, reg->sparse);
 	r = mems_get(t, index, region, err);
 	if (r)
 		return r;
 	if (!lm_transport_is_active(base) && asked_alloc(t, index, rd_plan_nchunks(reg->size, reg->shift)))
 		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	/* Tells at once whether the devices take advice: the session logs what describe() says. */
+	for (unsigned i = 0; i < t->nuses; i++)
+		if (t->uses[i].mem[index])
+			rd_mem_prefetch(t->uses[i].mem[index], 0);
 	*ret_key = key_make(reg);
 	base->nregions = index + 1; /* for describe(); the wrapper says the same */
 	describe(t);
@@ -315,6 +369,7 @@ static const struct lm_transport_ops rd_ops = {
 	.flush = rd_flush,
 	.poll = rd_poll,
 	.shut = rd_shut,
+	.fence = rd_fence,
 	.close = rd_close,
 };
 

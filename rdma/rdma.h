@@ -31,8 +31,9 @@
 /* Longest piece of zeros that one step clears: bounds how long shut() has to wait. */
 #define RDMA_ZERO_BYTES (UINT64_C(64) << 20)
 #define RDMA_WORKERS_MAX 4
-/* Chunks that are asked for ahead of the one that is needed. */
+/* Chunks that are asked for ahead of the one that is needed: so many, and of small ones so many bytes. */
 #define RDMA_AHEAD 3
+#define RDMA_AHEAD_BYTES (UINT64_C(32) << 20)
 #define RDMA_INLINE 64
 #define RDMA_STAGE_SIZE (UINT64_C(4) << 20)
 
@@ -88,6 +89,7 @@ struct rd_chunk {
 	_Atomic int state; /* written under the device's mutex */
 	int error;         /* FAILED: errno */
 	struct ibv_mr *mr; /* READY */
+	_Atomic uint32_t asked; /* by lanes that may do without, see chunk_is_full(); ODP: it was prefetched */
 };
 
 struct rd_mem {
@@ -100,7 +102,10 @@ struct rd_mem {
 	unsigned access, shift;
 	enum rd_mode mode;
 	uint32_t nchunks;
+	int fd; /* the caller's */
+	uint64_t file_offset, page_size;
 	struct ibv_mr *whole; /* RDMA_MODE_ODP: one for all chunks */
+	_Atomic int prefetch_error; /* errno: the device takes no advice, so it gets no more */
 	struct rd_chunk chunks[];
 };
 
@@ -110,8 +115,17 @@ int rd_mem_get(struct rd_device *d, const struct lm_region *region, unsigned acc
 void rd_mem_put(struct rd_mem *m); /* takes NULL; deregisters with the last */
 /* Any thread: have the chunk registered in the background; its state. */
 int rd_mem_want(struct rd_mem *m, uint32_t chunk);
-/* Wait until all chunks are registered. */
-int rd_mem_all(struct rd_mem *m, struct lm_error *err);
+/*
+ * Any thread, does not wait.  ODP: have the device look up the pages of this chunk before it needs
+ * them, once, and only those that exist: a hole would be allocated.  Whether it does or not
+ * changes nothing but the time.
+ */
+void rd_mem_prefetch(struct rd_mem *m, uint32_t chunk);
+/* Have all chunks registered but those that skip (NULL: none) names, and wait for it. */
+int rd_mem_all(struct rd_mem *m, bool (*skip)(const void *opaque, uint32_t chunk), const void *opaque,
+	       struct lm_error *err);
+/* The size of the chunks in which this memory is registered already, as log2; 0: it is not. */
+unsigned rd_mem_shift(struct rd_device *d, const struct lm_region *region);
 /* Of a READY chunk. */
 static inline struct ibv_mr *rd_mem_mr(const struct rd_mem *m, uint32_t chunk)
 {
@@ -142,7 +156,11 @@ struct rd_region {
 	uint64_t size, page_size, file_offset;
 	int fd;         /* the caller's */
 	unsigned shift; /* of our chunks */
+	bool sparse;    /* source: it has holes, which registering would make real */
 };
+
+/* Of a source's region: whether any of these bytes is a hole of the file. */
+bool rd_region_has_hole(const struct rd_region *r, uint64_t from, uint64_t len);
 
 struct rdma {
 	struct lm_transport base;
@@ -284,6 +302,8 @@ int rd_lane_restrict(struct rd_lane *l);
 /* Any thread: queue pair in error, thread woken; shut also waits for zeros that are being placed. */
 void rd_lane_stop(struct rd_lane *l);
 void rd_lane_shut(struct rd_lane *l);
+/* No thread uses the lane any more: its queue pair is gone, the rest goes with reset. */
+void rd_lane_fence(struct rd_lane *l);
 /* Back to NEW, all resources gone. */
 void rd_lane_reset(struct rd_lane *l);
 void rd_lane_wake(struct rd_lane *l); /* any thread */

@@ -442,6 +442,8 @@ static const struct test tests[] = {
 	TEST(shut_from_another_thread_ends_a_waiting_poll),
 	TEST(nothing_lands_after_shut_at_the_destination),
 	TEST(nothing_lands_after_close_at_the_destination),
+	TEST(nothing_lands_after_the_fence_at_the_destination),
+	TEST(without_the_fence_late_writes_land),
 	TEST(an_orderly_close_is_told_from_a_cut),
 	TEST(fetched_runs_arrive_at_their_place_and_nowhere_else),
 	TEST(fetched_runs_of_all_lengths_arrive_whole),

@@ -183,6 +183,8 @@ void one_lane_cut_leaves_the_others_alive(void **state);
 void shut_from_another_thread_ends_a_waiting_poll(void **state);
 void nothing_lands_after_shut_at_the_destination(void **state);
 void nothing_lands_after_close_at_the_destination(void **state);
+void nothing_lands_after_the_fence_at_the_destination(void **state);
+void without_the_fence_late_writes_land(void **state);
 void an_orderly_close_is_told_from_a_cut(void **state);
 
 /*

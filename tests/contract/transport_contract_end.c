@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The end of a lane: cut, shut, closed; above all that nothing lands after it. */
+#include <stdlib.h>
 #include <unistd.h>
 #include "transport_contract.h"
 
@@ -143,6 +144,51 @@ void nothing_lands_after_close_at_the_destination(void **state)
 		r = lm_transport_poll(rig->src.t, 0, 5, &res, &err);
 	assert_true(r < 0 || res.closed);
 	assert_true(dest_hash(rig) == then);
+	rig_free(rig);
+}
+
+/* As the destination does before it runs the guest: its threads end, then the fence. */
+void nothing_lands_after_the_fence_at_the_destination(void **state)
+{
+	for (unsigned trial = 0; trial < 4; trial++) {
+		struct rig *rig = rig_open(*state, 1, 16 * MIB);
+		struct lm_poll_result res = { 0 };
+		uint64_t then;
+		int r = 0;
+
+		fill_lane(rig);
+		pump_start(rig, 0);
+		while (frontier(rig) < 16 * (trial + 1))
+			;
+		pump_stop(rig, 0);
+		lm_transport_fence(rig->dst.t);
+		then = dest_hash(rig);
+		assert_int_equal(lm_transport_poll(rig->dst.t, 0, 0, &res, &err), -ESHUTDOWN);
+		for (int i = 0; i < 100 && !r && !res.closed; i++)
+			r = lm_transport_poll(rig->src.t, 0, 20, &res, &err);
+		assert_true(r < 0 || res.closed);
+		lm_transport_fence(rig->dst.t);
+		assert_true(dest_hash(rig) == then);
+		rig_free(rig);
+	}
+}
+
+void without_the_fence_late_writes_land(void **state)
+{
+	struct rig *rig = rig_open(*state, 1, 16 * MIB);
+	int64_t until = lm_now_ns() + 20 * LM_NS_PER_S;
+	uint64_t then;
+
+	fill_lane(rig);
+	setenv("LM_BREAK", "fence", 1);
+	lm_transport_fence(rig->dst.t);
+	unsetenv("LM_BREAK");
+	then = frontier(rig);
+	assert_true(then < rig->size / PAGE);
+	pump_start(rig, 0);
+	while (frontier(rig) == then && lm_now_ns() < until)
+		usleep(1000);
+	assert_true(frontier(rig) > then);
 	rig_free(rig);
 }
 

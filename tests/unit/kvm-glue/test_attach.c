@@ -6,14 +6,17 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include "cleanup.h"
@@ -375,6 +378,53 @@ static void the_reason_is_the_same_in_the_check(void **state)
 	assert_memory_equal(err.msg, check_text, strlen(check_text));
 }
 
+static struct lm_check locked;
+
+static void locked_note(void *opaque, const struct lm_check *c)
+{
+	(void)opaque;
+	if (!strcmp(c->name, "locked memory"))
+		locked = *c;
+}
+
+/* Without the capability, and with a limit of so many bytes; in a process of its own, which cannot go back. */
+static int check_limited(rlim_t limit)
+{
+	struct __user_cap_header_struct h = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct d[2];
+
+	if (setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){ limit, limit }))
+		return limit > 8 << 20 ? 0 : 1; /* in a container nobody may raise it */
+	if (syscall(SYS_capget, &h, d))
+		return 1;
+	d[CAP_IPC_LOCK / 32].effective &= ~(1u << (CAP_IPC_LOCK % 32));
+	if (syscall(SYS_capset, &h, d) || lm_check_guest(q.qmp, 0, locked_note, NULL, &err))
+		return 2;
+	if (limit == RLIM_INFINITY)
+		return locked.status == LM_CHECK_OK ? 0 : 3;
+	if (limit >= UINT64_C(1) << 30)
+		return locked.status == LM_CHECK_OK && strstr(locked.found, "at most 1024 MiB") ? 0 : 4;
+	return locked.status == LM_CHECK_WARN && strstr(locked.found, "at most 8 MiB") && strstr(locked.advice, "ulimit -l") &&
+	       strstr(locked.advice, "LimitMEMLOCK") && strstr(locked.advice, "--pin odp") ? 0 : 5;
+}
+
+static void the_memlock_limit_is_held_against_the_size_of_the_guest(void **state)
+{
+	static const rlim_t limits[] = { RLIM_INFINITY, UINT64_C(1) << 30, 8 << 20 };
+
+	(void)state;
+	rig_start_good(&q, "-S");
+	for (unsigned i = 0; i < sizeof(limits) / sizeof(limits[0]); i++) {
+		pid_t pid = fork();
+		int status = 0;
+
+		if (!pid)
+			_exit(check_limited(limits[i]));
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+}
+
 static void a_host_check_finishes(void **state)
 {
 	(void)state;
@@ -445,6 +495,7 @@ int main(void)
 		T(the_wrong_process_is_refused),
 		T(a_debugger_is_refused),
 		T(the_reason_is_the_same_in_the_check),
+		T(the_memlock_limit_is_held_against_the_size_of_the_guest),
 		T(a_host_check_finishes),
 		T(sockets_that_are_none_are_explained),
 		T(a_socket_whose_qemu_has_ended_is_explained),

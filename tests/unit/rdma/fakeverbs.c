@@ -13,11 +13,19 @@ int fake_live;
 unsigned fake_calls, fake_fail_at, fake_reg_ms;
 const char *fake_failed;
 bool fake_no_odp;
+struct ibv_sge fake_advised[FAKE_ADVISED_MAX];
+unsigned fake_nadvised;
+enum ibv_advise_mr_advice fake_advice;
+uint32_t fake_advise_flags;
+int fake_advise_error;
 uint64_t fake_posted;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct ibv_device device = { .transport_type = IBV_TRANSPORT_IB, .name = "fake0" };
-static struct ibv_context context = { .device = &device, .async_fd = -1, .num_comp_vectors = 1 };
+static struct verbs_context extended = {
+	.sz = sizeof(struct verbs_context),
+	.context = { .device = &device, .async_fd = -1, .num_comp_vectors = 1, .abi_compat = __VERBS_ABI_IS_EXTENDED },
+};
 
 /* Counts the call; NULL when it is the one that fails. */
 static void *make(const char *name, size_t size)
@@ -80,6 +88,18 @@ static int poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc)
 	return 0;
 }
 
+static int advise(struct ibv_pd *pd, enum ibv_advise_mr_advice advice, uint32_t flags, struct ibv_sge *sge, uint32_t n)
+{
+	(void)pd;
+	if (fake_advise_error)
+		return fake_advise_error;
+	fake_advice = advice;
+	fake_advise_flags |= flags;
+	for (uint32_t i = 0; i < n && fake_nadvised < FAKE_ADVISED_MAX; i++)
+		fake_advised[fake_nadvised++] = sge[i];
+	return 0;
+}
+
 void fake_reset(void)
 {
 	fake_live = 0;
@@ -87,18 +107,22 @@ void fake_reset(void)
 	fake_failed = NULL;
 	fake_no_odp = false;
 	fake_posted = 0;
-	if (context.async_fd < 0)
-		context.async_fd = eventfd(0, EFD_CLOEXEC);
-	context.ops.post_send = post_send;
-	context.ops.post_recv = post_recv;
-	context.ops.poll_cq = poll_cq;
+	if (extended.context.async_fd < 0)
+		extended.context.async_fd = eventfd(0, EFD_CLOEXEC);
+	extended.context.ops.post_send = post_send;
+	extended.context.ops.post_recv = post_recv;
+	extended.context.ops.poll_cq = poll_cq;
+	extended.advise_mr = advise;
+	fake_nadvised = 0;
+	fake_advise_error = 0;
+	fake_advise_flags = 0;
 }
 
 struct rdma_cm_id *fake_id(void)
 {
 	struct rdma_cm_id *id = calloc(1, sizeof(*id));
 
-	id->verbs = &context;
+	id->verbs = &extended.context;
 	id->port_num = 1;
 	id->route.addr.src_sin.sin_family = AF_INET;
 	return id;
@@ -272,7 +296,7 @@ int __wrap_rdma_bind_addr(struct rdma_cm_id *id, struct sockaddr *a);
 int __wrap_rdma_bind_addr(struct rdma_cm_id *id, struct sockaddr *a)
 {
 	(void)a;
-	id->verbs = &context;
+	id->verbs = &extended.context;
 	return may_fail("rdma_bind_addr") ? -1 : 0;
 }
 
@@ -283,7 +307,7 @@ int __wrap_rdma_create_qp(struct rdma_cm_id *id, struct ibv_pd *pd, struct ibv_q
 	id->qp = make("rdma_create_qp", sizeof(*id->qp));
 	if (!id->qp)
 		return -1;
-	id->qp->context = &context;
+	id->qp->context = &extended.context;
 	id->qp->pd = pd;
 	return 0;
 }

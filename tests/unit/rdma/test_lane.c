@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include "fakeverbs.h"
@@ -72,22 +73,28 @@ static struct rig *rig_new(enum lm_side side)
 	return rig;
 }
 
-/* With one region in chunks of 8 MiB, as region_add and region_bind make it. */
-static struct rig *rig_ready(enum lm_side side)
+/* With one region in chunks of 8 MiB, as region_add and region_bind make it; sparse: nothing is registered yet. */
+static struct rig *rig_with(enum lm_side side, bool sparse)
 {
 	struct rig *rig = rig_new(side);
 
 	assert_int_equal(rig_open(rig), 0);
-	rig->t.regions[0] = (struct rd_region){ rig->region.host, 64 * MIB, LM_PAGE_SIZE, 0, rig->region.fd, 23 };
+	rig->t.regions[0] = (struct rd_region){ rig->region.host, 64 * MIB, LM_PAGE_SIZE, 0, rig->region.fd, 23, sparse };
 	rig->t.base.nregions = 1;
 	rig->t.base.region_size[0] = 64 * MIB;
 	assert_int_equal(rd_mem_get(rig->lane.use->dev, &rig->region, 0, 23, RDMA_MODE_CHUNK, &rig->lane.use->mem[0], &err), 0);
-	assert_int_equal(rd_mem_all(rig->lane.use->mem[0], &err), 0);
+	if (!sparse)
+		assert_int_equal(rd_mem_all(rig->lane.use->mem[0], NULL, NULL, &err), 0);
 	if (side == LM_DEST)
 		rig->lane.asked[0] = calloc(1, sizeof(uint64_t));
 	else
 		assert_int_equal(rd_active_bind(&rig->lane, 0, 23, 64 * MIB), 0);
 	return rig;
+}
+
+static struct rig *rig_ready(enum lm_side side)
+{
+	return rig_with(side, false);
 }
 
 static void each_call_that_fails_is_told_and_leaks_nothing(void **state)
@@ -291,6 +298,62 @@ static void a_run_is_cut_at_chunks(void **state)
 	rig_free(rig);
 }
 
+static uint64_t file_bytes(const struct rig *rig)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(rig->region.fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+/* Registering with a real device would allocate it; the fake one does not touch memory, so that is told by what was registered. */
+static void a_chunk_with_a_hole_is_copied_until_it_has_none(void **state)
+{
+	struct rig *rig = rig_with(LM_SOURCE, true);
+	struct lm_run run = { .offset = 8 * MIB, .len = 3 * LM_PAGE_SIZE };
+	struct rd_mem *m = rig->lane.use->mem[0];
+
+	(void)state;
+	for (uint32_t i = 0; i < 8; i++)
+		give_key(rig, i);
+	memset(rig->region.host + 8 * MIB, 1, 3 * LM_PAGE_SIZE);
+	for (int i = 0; i < 5; i++)
+		assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), 1);
+	assert_int_equal(fake_posted, 5);
+	assert_int_equal(rig->lane.stage_head, 5 * run.len);
+	assert_int_equal(file_bytes(rig), 3 * LM_PAGE_SIZE);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(rd_mem_state(m, i), RDMA_CHUNK_NONE);
+	memset(rig->region.host + 8 * MIB, 1, 8 * MIB);
+	for (int i = 0; i < 500 && rd_mem_state(m, 1) != RDMA_CHUNK_READY; i++) {
+		assert_in_range(rd_active_queue(&rig->lane, &run, 1, &err) + EAGAIN, 0, EAGAIN + 1);
+		usleep(1000);
+		assert_int_equal(rd_active_advance(&rig->lane, &err), 0);
+	}
+	assert_int_equal(rd_mem_state(m, 1), RDMA_CHUNK_READY);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_true(i == 1 || rd_mem_state(m, i) == RDMA_CHUNK_NONE);
+	rig_free(rig);
+}
+
+/* What post-copy asks for is registered whatever it is: there it cannot be copied. */
+static void post_copy_registers_what_it_is_asked_for(void **state)
+{
+	struct rig *rig = rig_with(LM_SOURCE, true);
+	struct rd_want w = { lm_le32(0), lm_le32(2) };
+	struct message m;
+
+	(void)state;
+	rig->t.base.direction = LM_PULL;
+	rig->lane.asked[0] = calloc(1, sizeof(uint64_t));
+	m = message(RDMA_WANT, 1, &w, sizeof(w));
+	assert_int_equal(say(rig, &m, sizeof(w)), 0);
+	for (int i = 0; i < 500 && rd_mem_state(rig->lane.use->mem[0], 2) != RDMA_CHUNK_READY; i++)
+		usleep(1000);
+	assert_int_equal(rd_mem_state(rig->lane.use->mem[0], 2), RDMA_CHUNK_READY);
+	rig_free(rig);
+}
+
 static void a_write_over_a_zero_waits_until_the_zero_is_placed(void **state)
 {
 	struct rig *rig = rig_ready(LM_SOURCE);
@@ -320,6 +383,8 @@ int main(void)
 		cmocka_unit_test(a_run_waits_for_its_key_and_asks_for_it),
 		cmocka_unit_test(a_key_that_cannot_be_had_is_an_error_of_the_lane),
 		cmocka_unit_test(a_run_is_cut_at_chunks),
+		cmocka_unit_test(a_chunk_with_a_hole_is_copied_until_it_has_none),
+		cmocka_unit_test(post_copy_registers_what_it_is_asked_for),
 		cmocka_unit_test(a_write_over_a_zero_waits_until_the_zero_is_placed),
 	};
 

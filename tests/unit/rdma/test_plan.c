@@ -99,6 +99,15 @@ static void whole_means_one_unless_the_device_says_less(void **state)
 	assert_int_equal(rd_plan_shift(8 * GIB, GIB, false, UINT64_MAX), 30);
 }
 
+static void chunks_of_sparse_memory_are_small(void **state)
+{
+	(void)state;
+	assert_int_equal(rd_plan_shift_sparse(GIB, UINT64_MAX), 21);
+	assert_int_equal(rd_plan_shift_sparse(32 * GIB, UINT64_MAX), 21);
+	assert_int_equal(rd_plan_shift_sparse(256 * GIB, UINT64_MAX), 24);
+	assert_int_equal(rd_plan_shift_sparse(GIB, GIB / 1024), 20);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -108,6 +117,7 @@ int main(void)
 		cmocka_unit_test(a_guest_that_can_give_memory_back_is_never_pinned_at_the_source),
 		cmocka_unit_test(chunks_are_large_and_few),
 		cmocka_unit_test(whole_means_one_unless_the_device_says_less),
+		cmocka_unit_test(chunks_of_sparse_memory_are_small),
 	};
 
 	return cmocka_run_group_tests_name("rdma plan", tests, NULL, NULL);
