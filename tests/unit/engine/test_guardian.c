@@ -83,7 +83,7 @@ static pid_t engine_fork(enum lm_side side, bool was_running, enum step step, in
 	struct lm_error err;
 
 	dup2(log_fd, STDERR_FILENO);
-	if (lm_guardian_start(&g, &vm, side, &err))
+	if (lm_guardian_start(&g, &vm, side, NULL, &err))
 		_exit(1);
 	engine_steps(&g, step, pause_ns);
 	atomic_store(&seen->engine_ready, true);
@@ -253,7 +253,7 @@ static void a_pause_beyond_its_limit_is_undone_and_commit_refused(void **state)
 		struct lm_error err;
 
 		dup2(log_fd, STDERR_FILENO);
-		if (lm_guardian_start(&g, &vm, LM_SOURCE, &err))
+		if (lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err))
 			_exit(1);
 		lm_guardian_pause(&g, lm_now_ns() + 300 * LM_NS_PER_MS);
 		wait_for(rescued, 10000);
@@ -316,7 +316,7 @@ static void a_guardian_can_be_stopped_twice_and_leaves_no_process(void **state)
 	struct lm_error err;
 
 	(void)state;
-	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, &err), err);
+	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err), err);
 	lm_guardian_stop(&g);
 	lm_guardian_stop(&g); /* takes one that is stopped */
 	close(vm.rescue_fd);
@@ -335,7 +335,7 @@ static void the_guardian_holds_no_descriptor_but_its_own(void **state)
 	(void)state;
 	/* Somebody waits for the end of this pipe, as a caller does for our stdout. */
 	assert_int_equal(pipe(ends), 0);
-	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, &err), err);
+	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err), err);
 	close(ends[1]);
 	assert_int_equal(read(ends[0], &c, 1), 0); /* hangs if the guardian kept it */
 	lm_guardian_stop(&g);
