@@ -347,6 +347,12 @@ static void survives_with_locks(struct rig *rig)
 		assert_true(allowed[s->blow][s->stage->phase] & LOST);
 		return;
 	}
+	/* Told to run, and then dead: what it wrote is in the world, and the lock keeps the source from going on. */
+	if (where == DOUBT && s->blow == DEST_QEMU_KILLED && allowed[s->blow][s->stage->phase] & DOUBT) {
+		assert_int_equal(h.send_code, EXIT_IN_DOUBT);
+		assert_int_equal(resolve_auto(&h, h.a, "host-a"), 2);
+		return;
+	}
 	if (where == DOUBT && !strncmp(s->stage->name, "lock-", 5))
 		where = resolve_anywhere(&h);
 	if (where != A && where != B)
