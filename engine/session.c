@@ -173,6 +173,8 @@ static int options_check(const struct lm_options *o, struct lm_error *err)
 			      o->transport ? o->transport : "");
 	if (o->lanes > LM_LANES_MAX)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u lanes: at most %d", o->lanes, LM_LANES_MAX);
+	if (o->nlocks > LM_LOCKS_MAX)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u storage locks: at most %d", o->nlocks, LM_LOCKS_MAX);
 	if (o->max_downtime_ns > TIME_MAX_NS || o->max_pause_ns > TIME_MAX_NS || o->timeout_ns > TIME_MAX_NS ||
 	    o->recover_timeout_ns > TIME_MAX_NS || o->postcopy_after_ns > TIME_MAX_NS || o->peer_timeout_ns > TIME_MAX_NS || o->qmp_timeout_ns > TIME_MAX_NS)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "a time limit above a year");
@@ -207,6 +209,8 @@ int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *
 	if (!r)
 		r = lm_vm_regions(vm, &s->ram, err);
 	s->summary.ram_bytes = r ? 0 : lm_ram_size(&s->ram);
+	if (!r)
+		r = lm_handover_open(s, err);
 	if (!r && side == LM_DEST)
 		r = lm_dest_listen(s, err);
 	if (r) {
@@ -251,6 +255,8 @@ int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct
 		s->src.commit_sent = true;
 	s->summary.guest_runs_here = side == LM_DEST;
 	s->summary.ram_bytes = lm_ram_size(&s->ram);
+	if (!r)
+		r = lm_handover_open(s, err);
 	if (!r)
 		r = lm_ram_map(&s->ram, side == LM_DEST, err);
 	if (!r && side == LM_DEST)
@@ -307,6 +313,13 @@ static void summarize(struct lm_session *s, const struct lm_error *e)
 	lm_session_event(s, &event);
 }
 
+static int start_guardian(struct lm_session *s, struct lm_error *err)
+{
+	const struct lm_guardian_locks locks = { s->opt.locks, s->opt.nlocks, s->opt.lock_host };
+
+	return lm_guardian_start(&s->guardian, s->vm, s->side, &locks, err);
+}
+
 int lm_session_run(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_error e = { 0 };
@@ -317,7 +330,7 @@ int lm_session_run(struct lm_session *s, struct lm_error *err)
 	s->started_ns = lm_now_ns();
 	s->summary.cpu_ns = cpu_ns();
 	if (s->opt.guardian && !s->recovering)
-		r = lm_guardian_start(&s->guardian, s->vm, s->side, &e);
+		r = start_guardian(s, &e);
 	if (!r)
 		r = s->side == LM_SOURCE ? lm_source_run(s, &e) : lm_dest_run(s, &e);
 	lm_guardian_stop(&s->guardian);
@@ -371,6 +384,7 @@ void lm_session_free(struct lm_session *s)
 	lm_pool_free(s->pool);
 	lm_transport_free(s->transport);
 	lm_guardian_stop(&s->guardian);
+	lm_locks_close(&s->handover.locks);
 	lm_vm_detach(s->vm);
 	lm_ram_fini(&s->ram);
 	lm_close_fd(&s->cancel_fd);

@@ -87,6 +87,16 @@ struct lm_postcopy_session {
 	struct lm_puller puller;
 };
 
+/* The guest's storage locks (handover.c). */
+struct lm_handover {
+	struct lm_locks locks;       /* none when locks.n is 0 */
+	struct lm_lock_notes answer; /* source: from the destination */
+	struct lm_lock_notes offer;  /* destination: from the source; n is 0 until it came */
+	bool offered;                /* source: the guest may run here only after lm_handover_reclaim() */
+	bool quiet;                  /* source: QEMU has said that nothing is in flight */
+	int64_t offer_ns, take_ns;
+};
+
 struct lm_session {
 	struct lm_options opt;    /* a copy, so that the library may change it */
 	struct lm_options *owned; /* what the VM logs through */
@@ -103,6 +113,7 @@ struct lm_session {
 	char peer[LM_ADDRESS_MAX];
 	int64_t started_ns;
 	struct lm_postcopy_session pull;
+	struct lm_handover handover;
 	_Atomic bool postcopy_asked;
 	bool recovering;          /* made by lm_recover_open(): there is nothing but a post-copy to go on with */
 	bool opened;              /* both sides agreed: from here on a failure is an abort */
@@ -136,6 +147,27 @@ int lm_precopy_last(struct lm_session *s, struct lm_error *err);
 int lm_switchover(struct lm_session *s, struct lm_error *err);
 /* Bring the guest back to life at the source, whatever the stage.  Keeps s->summary. */
 void lm_switchover_undo(struct lm_session *s);
+
+/*
+ * handover.c: storage locks.  All of it does nothing and returns 0 when the guest has none.
+ * At open: the source acquires them, the destination only looks whether it can use them.
+ */
+int lm_handover_open(struct lm_session *s, struct lm_error *err);
+/* Source, after READY: both sides see the same storage, and the destination is prepared. */
+int lm_handover_announce(struct lm_session *s, struct lm_error *err);
+/* Source, guest stopped and QEMU done with the disks: offer, and tell the destination. */
+int lm_handover_offer(struct lm_session *s, struct lm_error *err);
+/* Source, before the guest may run again: 0 when it may.  Tries until the deadline; final errors: locks.h. */
+int lm_handover_reclaim(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
+/* Destination: handlers of the table. */
+int lm_handover_prepare(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+int lm_handover_offered(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+/* Destination, after COMMIT: 0 when the guest may run here. */
+int lm_handover_take(struct lm_session *s, struct lm_error *err);
+/* Destination, when the VM is known to be gone without having run: the source can have them again. */
+void lm_handover_give_back(struct lm_session *s);
+/* After the guest has begun to run: its VM keeps what shows that the holder lives. */
+void lm_handover_keep(struct lm_session *s);
 
 /* postcopy_source.c */
 /* Before PREPARE: the destination gets ready, the lanes for fetching are opened, what is dirty is left behind. */

@@ -58,6 +58,7 @@ static int send_open(struct lm_session *s, struct lm_error *err)
 	open->info = s->vm->info;
 	open->nlanes = s->opt.lanes ? s->opt.lanes : default_lanes();
 	open->verify = s->opt.verify;
+	open->nlocks = s->opt.nlocks;
 	open->nregions = s->ram.nregions;
 	for (unsigned i = 0; i < s->ram.nregions; i++) {
 		memcpy(open->regions[i].name, s->ram.regions[i].name, sizeof(open->regions[i].name));
@@ -192,6 +193,8 @@ static int source_negotiate(struct lm_session *s, struct lm_error *err)
 	s->src.copier.throttle.max_bytes_per_s = s->opt.max_bandwidth_bytes_per_s;
 	s->src.copier.stall_ns = s->opt.peer_timeout_ns;
 	r = recv_ready(s, err);
+	if (!r)
+		r = lm_handover_announce(s, err);
 	if (!r)
 		r = lm_control_ping(&s->control, lm_session_peer_deadline(s), err);
 	if (!r)
