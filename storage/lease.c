@@ -17,40 +17,20 @@
  * as long as the guest can hold it (keep_fd), and the next engine finds it there
  * (holder_pid) and goes on with it.
  */
-#include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include "backends.h"
 #include "cleanup.h"
 #include "clock.h"
-#include "lease_record.h"
+#include "lease_state.h"
 #include "testhook.h"
 
 #define ACQUIRE_PATIENCE_NS (200 * LM_NS_PER_MS) /* somebody may just be releasing or looking */
 #define LOOK_EVERY_NS (5 * LM_NS_PER_MS)         /* while take waits: whether that still makes sense */
-#define OPEN_FLAGS (O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_DSYNC)
-
-struct lease {
-	struct lm_lock lock;
-	int fd;      /* -1: the file was not there yet */
-	bool locked; /* the OFD lock is ours */
-	bool local;  /* the file system need not be shared */
-	int32_t holder_pid;
-	char path[LM_LOCK_URI_MAX];
-};
-
-static struct lease *lease_of(struct lm_lock *l)
-{
-	return (struct lease *)l;
-}
-
-static int attach(struct lease *s, struct lm_error *err); /* opens it when it is there */
 
 /* --- the OFD lock ---------------------------------------------------------------- */
 
-static int ofd(int fd, int command, short type)
+int lease_ofd(int fd, int command, short type)
 {
 	struct flock f = { .l_type = type, .l_whence = SEEK_SET, .l_start = LEASE_LOCK_AT, .l_len = 1 };
 
@@ -73,7 +53,7 @@ static int same_file(const struct lease *s, struct lm_error *err)
 static void unlock(struct lease *s)
 {
 	if (s->locked)
-		ofd(s->fd, F_OFD_SETLK, F_UNLCK);
+		lease_ofd(s->fd, F_OFD_SETLK, F_UNLCK);
 	s->locked = false;
 }
 
@@ -82,7 +62,7 @@ static int lock_wait(struct lease *s, int64_t deadline_ns, struct lm_error *err)
 	unsigned sleep_us = 50;
 	int r;
 
-	while ((r = ofd(s->fd, F_OFD_SETLK, F_WRLCK)) == -EAGAIN || r == -EACCES || r == -EINTR) {
+	while ((r = lease_ofd(s->fd, F_OFD_SETLK, F_WRLCK)) == -EAGAIN || r == -EACCES || r == -EINTR) {
 		if (lm_now_ns() >= deadline_ns)
 			return -EBUSY;
 		usleep(sleep_us);
@@ -115,7 +95,7 @@ static int enter(struct lease *s, int64_t deadline_ns, struct lease_record *ret,
 	int r = 0;
 
 	*ret_fresh = !s->locked;
-	r = attach(s, err);
+	r = lease_attach(s, err);
 	if (r)
 		return r;
 	if (s->fd < 0)
@@ -195,17 +175,15 @@ static int refuse_early(const struct lease *s, struct lm_error *err)
 	return refuse(s, &record, err);
 }
 
-static int create(struct lease *s, struct lm_error *err);
-
 static int lease_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
 {
 	struct lease *s = lease_of(l);
 	struct lease_record record;
 	bool fresh;
-	int r = attach(s, err);
+	int r = lease_attach(s, err);
 
 	if (!r && s->fd < 0)
-		r = create(s, err);
+		r = lease_create(s, err);
 	if (!r)
 		r = refuse_early(s, err);
 	if (!r)
@@ -273,7 +251,7 @@ static int lease_prepare(struct lm_lock *l, const struct lm_lock_note *announce,
 {
 	struct lease *s = lease_of(l);
 	struct lease_record record;
-	int r = attach(s, err);
+	int r = lease_attach(s, err);
 
 	(void)deadline_ns;
 	if (r)
@@ -315,7 +293,7 @@ static int stale(const struct lease_record *record, struct lm_error *err)
 static int take_worth_while(struct lease *s, const struct lm_lock_note *offer, struct lm_error *err)
 {
 	struct lease_record record;
-	int r = attach(s, err);
+	int r = lease_attach(s, err);
 
 	if (!r && s->fd >= 0)
 		r = lease_record_read(s->fd, &record, err);
@@ -367,7 +345,7 @@ static int lease_release(struct lm_lock *l, int64_t deadline_ns, struct lm_error
 	struct lease *s = lease_of(l);
 	struct lease_record record;
 	bool fresh;
-	int r = attach(s, err);
+	int r = lease_attach(s, err);
 
 	if (r || s->fd < 0)
 		return r;
@@ -392,7 +370,7 @@ static int lease_break(struct lm_lock *l, int64_t deadline_ns, struct lm_error *
 	struct lease *s = lease_of(l);
 	struct lease_record record;
 	bool fresh;
-	int r = attach(s, err);
+	int r = lease_attach(s, err);
 
 	if (r || s->fd < 0)
 		return r;
@@ -412,167 +390,7 @@ static int lease_break(struct lm_lock *l, int64_t deadline_ns, struct lm_error *
 	return r;
 }
 
-/* --- show ------------------------------------------------------------------------ */
-
-static void say_owned(const struct lease *s, const struct lease_record *record, struct lm_lock_info *ret)
-{
-	bool here = !strcmp(record->owner, s->lock.host);
-
-	ret->state = here ? LM_LOCK_HELD_HERE : LM_LOCK_HELD_ELSEWHERE;
-	lm_lock_say(ret, "held by %s%s, epoch %llu", record->owner, here ? " (this host)" : "",
-		    (unsigned long long)record->epoch);
-	if (ret->in_use)
-		lm_lock_say(ret, "a living process has it open: the holder is alive");
-	else
-		lm_lock_say(ret, "no process has it open; it stays with %s until released%s", record->owner,
-			    here ? "" : ", or broken when that host is known to be dead");
-}
-
-static void say(const struct lease *s, const struct lease_record *record, struct lm_lock_info *ret)
-{
-	ret->epoch = record->epoch;
-	if (record->state >= LEASE_OWNED)
-		memcpy(ret->holder, record->owner, sizeof(ret->holder));
-	switch (record->state) {
-	case LEASE_NEW:
-	case LEASE_FREE:
-		lm_lock_say(ret, "free%s%s", *record->owner ? "; last held by " : "", record->owner);
-		break;
-	case LEASE_OWNED:
-		say_owned(s, record, ret);
-		break;
-	case LEASE_OFFERED:
-		ret->state = LM_LOCK_IN_HANDOVER;
-		memcpy(ret->next, record->next, sizeof(ret->next));
-		lm_lock_say(ret, "%s has offered it to %s, epoch %llu: only these two can get it, the first that asks",
-			    record->owner, record->next, (unsigned long long)record->epoch);
-		break;
-	}
-}
-
-static int lease_show(struct lm_lock *l, struct lm_lock_info *ret, int64_t deadline_ns, struct lm_error *err)
-{
-	struct lease *s = lease_of(l);
-	struct lease_record record = { .state = LEASE_NEW };
-	struct lm_error why = { 0 };
-	int r = attach(s, &why);
-
-	(void)deadline_ns;
-	if (!r && s->fd >= 0)
-		r = lease_record_read(s->fd, &record, &why);
-	if (r && r != -EUCLEAN) {
-		if (err)
-			*err = why;
-		return r;
-	}
-	ret->in_use = s->locked || (s->fd >= 0 && ofd(s->fd, F_OFD_GETLK, F_WRLCK) == -EBUSY);
-	if (r) {
-		ret->state = LM_LOCK_DAMAGED;
-		lm_lock_say(ret, "%s; when no host uses the guest any more, `lock break` writes it anew", why.msg);
-		return 0;
-	}
-	say(s, &record, ret);
-	return 0;
-}
-
-/* --- open and close -------------------------------------------------------------- */
-
-static int try_open(const char *path, int flags)
-{
-	int fd = open(path, flags | O_DIRECT, 0600);
-
-	if (fd < 0 && errno == EINVAL)
-		fd = open(path, flags, 0600); /* a file system without O_DIRECT */
-	return fd < 0 ? -errno : fd;
-}
-
-static int regular(int fd, const char *path, struct lm_error *err)
-{
-	struct stat st;
-
-	if (fstat(fd, &st))
-		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "%.300s", path);
-	if (S_ISBLK(st.st_mode))
-		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "%.300s is a block device, whose locks stay on this "
-			      "host: use scsi-pr: or sanlock:", path);
-	if (!S_ISREG(st.st_mode))
-		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "%.300s is not a file", path);
-	return 0;
-}
-
-static int create(struct lease *s, struct lm_error *err)
-{
-	int fd = try_open(s->path, OPEN_FLAGS | O_CREAT);
-
-	if (fd < 0)
-		return lm_err_errno(err, fd, LM_SCOPE_OPERATION, "cannot make the file");
-	s->fd = fd;
-	return regular(fd, s->path, err);
-}
-
-static int fs_check(const struct lease *s, struct lm_error *err)
-{
-	char dir[LM_LOCK_URI_MAX];
-	LM_AUTO_FD int fd = -1;
-
-	if (s->fd >= 0)
-		return lease_fs_check(s->fd, s->path, err);
-	snprintf(dir, sizeof(dir), "%s", s->path);
-	strrchr(dir, '/')[1] = 0;
-	fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "%.300s", dir);
-	return lease_fs_check(fd, s->path, err);
-}
-
-/* The process's descriptor of the same file, taken over, or -1. */
-static int adopt_fd(int32_t pid, const struct stat *want)
-{
-	char path[64];
-	struct dirent *d;
-	int ret = -1;
-	LM_AUTO_FD int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	dir = pidfd >= 0 ? opendir(path) : NULL;
-	while (dir && ret < 0 && (d = readdir(dir))) {
-		struct stat st;
-
-		if (*d->d_name == '.' || fstatat(dirfd(dir), d->d_name, &st, 0) || st.st_dev != want->st_dev ||
-		    st.st_ino != want->st_ino)
-			continue;
-		ret = (int)syscall(SYS_pidfd_getfd, pidfd, atoi(d->d_name), 0);
-	}
-	if (dir)
-		closedir(dir);
-	return ret;
-}
-
-/* The open file that a living guest's process holds for us, in place of our own. */
-static void adopt(struct lease *s, int32_t pid)
-{
-	struct stat st;
-	int fd;
-
-	if (s->fd < 0 || pid <= 0 || fstat(s->fd, &st))
-		return;
-	fd = adopt_fd(pid, &st);
-	if (fd < 0)
-		return;
-	lm_close_fd(&s->fd);
-	s->fd = fd;
-}
-
-static void lease_close(struct lm_lock *l)
-{
-	struct lease *s = lease_of(l);
-
-	lm_close_fd(&s->fd); /* the OFD lock falls when no duplicate is left */
-	free(s);
-}
-
-static const struct lm_lock_ops lease_ops = {
+const struct lm_lock_ops lease_ops = {
 	.name = "lease",
 	.acquire = lease_acquire,
 	.offer = lease_offer,
@@ -583,62 +401,3 @@ static const struct lm_lock_ops lease_ops = {
 	.break_ = lease_break,
 	.close = lease_close,
 };
-
-static int path_set(struct lease *s, const char *rest, struct lm_error *err)
-{
-	static const char *const keys[] = { "local", NULL };
-	size_t len = strcspn(rest, "?");
-	const char *options = rest[len] ? rest + len + 1 : "";
-	char value[8];
-	int r = lm_lock_options_known(options, keys, err);
-
-	if (r)
-		return r;
-	s->local = lm_lock_option(options, "local", value, sizeof(value)) && !strcmp(value, "yes");
-	if (*rest != '/' || len >= sizeof(s->path) || rest[len - 1] == '/')
-		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "lease: needs the absolute path of a file");
-	memcpy(s->path, rest, len);
-	return 0;
-}
-
-static int attach(struct lease *s, struct lm_error *err)
-{
-	int fd, r = 0;
-
-	if (s->fd >= 0)
-		return 0;
-	fd = try_open(s->path, OPEN_FLAGS);
-	if (fd < 0 && fd != -ENOENT)
-		return lm_err_errno(err, fd, LM_SCOPE_OPERATION, "cannot open %.300s", s->path);
-	s->fd = fd < 0 ? -1 : fd;
-	if (s->fd >= 0)
-		r = regular(s->fd, s->path, err);
-	if (!r && !s->local)
-		r = fs_check(s, err);
-	if (!r)
-		adopt(s, s->holder_pid);
-	else
-		lm_close_fd(&s->fd);
-	return r;
-}
-
-int lm_lease_open(const char *rest, const struct lm_lock_params *p, struct lm_lock **ret, struct lm_error *err)
-{
-	struct lease *s = calloc(1, sizeof(*s));
-	int r;
-
-	if (!s)
-		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "no memory");
-	s->lock = (struct lm_lock){ .ops = &lease_ops, .keep_fd = -1 };
-	s->fd = -1;
-	s->holder_pid = p->holder_pid;
-	r = path_set(s, rest, err);
-	if (!r)
-		r = attach(s, err);
-	if (r) {
-		lease_close(&s->lock);
-		return r;
-	}
-	*ret = &s->lock;
-	return 0;
-}
