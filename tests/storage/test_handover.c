@@ -105,6 +105,8 @@ struct trip {
 	unsigned host, n;   /* and whose it is; VMs made so far */
 	struct rig_run *send, *receive;
 	int send_code, receive_code;
+	const char *breaks; /* LM_BREAK of both */
+	bool postcopy;
 };
 
 /* What the guest has for a disk: beside the lease, or the file behind the LUN. */
@@ -148,9 +150,9 @@ static void trip_start(struct trip *t, struct rig *rig)
 
 static void begin(struct trip *t, struct rig_vm *to, const char *source_fault, const char *dest_fault)
 {
-	struct rig_run_options at_source = { .fault = source_fault, .args = { "--host", hosts[t->host], "--lock", t->uri,
-			"--peer-timeout", "2s", "--max-pause", "8s" } };
-	struct rig_run_options at_dest = { .fault = dest_fault, .args = { "--host", hosts[!t->host], "--lock", t->uri,
+	struct rig_run_options at_source = { .fault = source_fault, .breaks = t->breaks, .args = { "--host", hosts[t->host], "--lock", t->uri,
+			"--peer-timeout", "2s", "--max-pause", "8s", "--postcopy", t->postcopy ? "now" : "never" } };
+	struct rig_run_options at_dest = { .fault = dest_fault, .breaks = t->breaks, .args = { "--host", hosts[!t->host], "--lock", t->uri,
 			"--peer-timeout", "2s" } };
 
 	world->enter(!t->host); /* the environment is the engine's */
@@ -350,6 +352,97 @@ static void the_destination_leaves_the_disk_alone_until_it_has_the_lock(struct r
 	free(text);
 }
 
+/* ---- nobody is left to decide: the lock is ---- */
+
+static int resolve(const struct trip *t, struct rig_vm *vm, unsigned host, const char *what)
+{
+	const char *const argv[] = { "resolve", "--qmp", vm->qmp, what, "--yes", "--host", hosts[host], "--lock", t->uri, NULL };
+
+	world->enter(host);
+	return rig_run_wait(rig_engine(t->rig, "resolve", argv, NULL), ENGINE_MS);
+}
+
+static void a_source_without_engine_and_guardian_is_resolved(struct rig *rig)
+{
+	struct rig_vm *to;
+	struct trip t;
+
+	trip_start(&t, rig);
+	t.breaks = "guardian";
+	strike(&t, "offered:kill", NULL, &to);
+	end(&t);
+	assert_false(rig_vm_running(t.vm));
+	assert_int_equal(resolve(&t, t.vm, 0, "--end-here"), 2); /* the guest is nowhere else */
+	assert_int_equal(resolve(&t, t.vm, 0, "--auto"), 0);
+	assert_here(&t);
+	rig_guest_assert_well(t.vm);
+}
+
+static void a_destination_without_engine_and_guardian_is_resolved(struct rig *rig)
+{
+	struct rig_vm *to, *from;
+	struct trip t;
+
+	trip_start(&t, rig);
+	t.breaks = "guardian";
+	strike(&t, NULL, "taken:kill", &to);
+	end(&t);
+	assert_int_equal(t.send_code, 6);
+	assert_false(rig_vm_running(t.vm) || rig_vm_running(to));
+	assert_int_equal(resolve(&t, t.vm, 0, "--auto"), 2);
+	assert_int_equal(resolve(&t, t.vm, 0, "--run-here"), 2);
+	assert_false(rig_vm_running(t.vm));
+	assert_int_equal(resolve(&t, to, 1, "--auto"), 0);
+	assert_true(rig_vm_running(to));
+	from = t.vm;
+	assert_int_equal(resolve(&t, from, 0, "--end-here"), 0);
+	assert_true(rig_proc_ended(from->proc, RIG_WAIT_MS));
+	arrived(&t, to);
+	assert_here(&t);
+	rig_guest_assert_well(to);
+}
+
+static void a_guest_whose_lock_another_host_has_stays_as_it_is(struct rig *rig)
+{
+	struct rig_vm *to;
+	struct trip t;
+	int r;
+
+	trip_start(&t, rig);
+	ask(&t, OUTSIDER, LM_LOCK_ACQUIRE, &r);
+	assert_int_equal(r, 0);
+	strike(&t, NULL, NULL, &to);
+	assert_int_equal(rig_run_wait(t.send, ENGINE_MS), 2);
+	rig_proc_kill(t.receive->proc, SIGINT);
+	rig_run_wait(t.receive, ENGINE_MS);
+	assert_true(rig_vm_running(t.vm));
+	assert_int_equal(rig_longest_pause_us(t.vm), 0);
+}
+
+/* ---- post-copy ---- */
+
+static void in_post_copy_the_lock_decides_as_well(struct rig *rig)
+{
+	static const struct { const char *dest; unsigned host; } cases[] = {
+		{ NULL, 1 }, { "taking:error", 0 }, { "taken:error", 0 }, { "taking:sleep=4000", 0 },
+	};
+
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct rig_vm *to;
+		struct trip t;
+
+		trip_start(&t, rig);
+		t.postcopy = true;
+		strike(&t, NULL, cases[i].dest, &to);
+		settle(&t, to);
+		if (t.host != cases[i].host)
+			fail_msg("case %u: the guest is at %s", i, hosts[t.host]);
+		rig_vm_end(t.vm);
+		if (to != t.vm)
+			rig_vm_end(to);
+	}
+}
+
 #ifdef HAVE_LIBISCSI
 static void wait_stage(struct rig_run *r, const char *name)
 {
@@ -440,6 +533,10 @@ int main(int argc, char **argv)
 		RIG_TEST(killed_engines_leave_one_owner),
 		RIG_TEST(a_slow_destination_loses_to_the_source),
 		RIG_TEST(the_destination_leaves_the_disk_alone_until_it_has_the_lock),
+		RIG_TEST(a_source_without_engine_and_guardian_is_resolved),
+		RIG_TEST(a_destination_without_engine_and_guardian_is_resolved),
+		RIG_TEST(a_guest_whose_lock_another_host_has_stays_as_it_is),
+		RIG_TEST(in_post_copy_the_lock_decides_as_well),
 #ifdef HAVE_LIBISCSI
 		RIG_TEST(a_path_that_dies_in_the_hand_over_is_done_without),
 		RIG_TEST(a_target_that_restarts_leaves_one_owner),
