@@ -151,7 +151,7 @@ static int show(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t size,
 	return r;
 }
 
-static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t size, struct lm_error *err)
+static int check_whole(struct lm_qmp *qmp, int64_t deadline_ns, struct lm_error *err)
 {
 	struct qemu_status st;
 	int r = qemu_status_read(qmp, deadline_ns, &st, err);
@@ -161,6 +161,14 @@ static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t s
 			      "this QEMU has not received the whole guest (incoming migration: %s): it cannot "
 			      "run here",
 			      st.migration);
+	return r;
+}
+
+static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t size, struct lm_error *err)
+{
+	struct qemu_status st;
+	int r = check_whole(qmp, deadline_ns, err);
+
 	if (!r)
 		r = qemu_settle(qmp, deadline_ns, &st, err);
 	if (!r && !st.running)
@@ -263,8 +271,11 @@ static int resolve_locked(struct lm_qmp *qmp, enum lm_resolve what, struct lm_lo
 
 	if (what == LM_RESOLVE_AUTO)
 		return auto_here(qmp, l, deadline_ns, ret, size, err);
-	if (what == LM_RESOLVE_RUN_HERE)
-		return locks_own(qmp, l, deadline_ns, err);
+	if (what == LM_RESOLVE_RUN_HERE) {
+		int r = check_whole(qmp, deadline_ns, err); /* else the host that can run it would be kept out */
+
+		return r ? r : locks_own(qmp, l, deadline_ns, err);
+	}
 	if (what == LM_RESOLVE_END_HERE)
 		return check_end(l, deadline_ns, err);
 	return 0;

@@ -265,6 +265,24 @@ static void a_guest_whose_lock_another_host_has_stays_as_it_is(struct rig *rig)
 	assert_int_equal(rig_longest_pause_us(t.vm), 0);
 }
 
+static void a_guest_that_is_not_whole_takes_no_lock(struct rig *rig)
+{
+	struct lm_lock_info info;
+	struct rig_vm *to;
+	struct trip t;
+	int r;
+
+	trip_start(&t, rig);
+	to = trip_next_vm(&t, RIG_WAITS);
+	trip_ask(&t, 0, LM_LOCK_ACQUIRE, &r);
+	trip_ask(&t, 0, LM_LOCK_RELEASE, &r);
+	assert_int_equal(r, 0);
+	assert_int_equal(resolve(&t, to, 1, "--run-here"), 3);
+	assert_int_equal(resolve(&t, to, 1, "--auto"), 0); /* says how it is */
+	info = trip_ask(&t, 0, LM_LOCK_SHOW, &r);
+	assert_int_equal(info.state, LM_LOCK_FREE);
+}
+
 /* ---- post-copy ---- */
 
 static void in_post_copy_the_lock_decides_as_well(struct rig *rig)
@@ -364,6 +382,7 @@ int main(int argc, char **argv)
 		RIG_TEST(a_source_without_engine_and_guardian_is_resolved),
 		RIG_TEST(a_destination_without_engine_and_guardian_is_resolved),
 		RIG_TEST(a_guest_whose_lock_another_host_has_stays_as_it_is),
+		RIG_TEST(a_guest_that_is_not_whole_takes_no_lock),
 		RIG_TEST(in_post_copy_the_lock_decides_as_well),
 #ifdef HAVE_LIBISCSI
 		RIG_TEST(a_path_that_dies_in_the_hand_over_is_done_without),

@@ -55,10 +55,15 @@ void trip_start(struct trip *t, struct rig *rig)
 
 void trip_begin(struct trip *t, struct rig_vm *to, const char *source_fault, const char *dest_fault)
 {
-	struct rig_run_options at_source = { .fault = source_fault, .breaks = t->breaks, .args = { "--host", hosts[t->host], "--lock", t->uri,
-			"--peer-timeout", "2s", "--max-pause", "8s", "--postcopy", t->postcopy ? "now" : "never" } };
-	struct rig_run_options at_dest = { .fault = dest_fault, .breaks = t->breaks, .args = { "--host", hosts[!t->host], "--lock", t->uri,
-			"--peer-timeout", "2s" } };
+	struct rig_run_options at_source = {
+		.fault = source_fault, .breaks = t->breaks,
+		.args = { "--host", hosts[t->host], "--lock", t->uri, "--peer-timeout", "2s", "--max-pause", "8s",
+			  "--postcopy", t->postcopy ? "now" : "never" },
+	};
+	struct rig_run_options at_dest = {
+		.fault = dest_fault, .breaks = t->breaks,
+		.args = { "--host", hosts[!t->host], "--lock", t->uri, "--peer-timeout", "2s" },
+	};
 
 	world->enter(!t->host); /* the environment is the engine's */
 	t->receive = rig_receive(to, &at_dest);
