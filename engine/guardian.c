@@ -165,7 +165,8 @@ static void engine_died(const struct guard *g)
 {
 	int phase = LM_PHASE_PAUSED;
 
-	if (atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_REVOKED)) {
+	/* An engine that was held up may have paused the guest after its pause was revoked, and then died: once more. */
+	if (atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_REVOKED) || phase == LM_PHASE_REVOKED) {
 		undo_pause(g);
 		return;
 	}

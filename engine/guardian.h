@@ -10,7 +10,7 @@
  *   phase      source's guardian                  destination's guardian
  *   IDLE       nothing                            nothing
  *   PAUSED     undo the pause, run the guest      end the VM: it may never run
- *   REVOKED    (did so already)                   -
+ *   REVOKED    undo it once more                  -
  *   COMMITTED  nothing: in doubt, say so          run the guest: the source never will
  *
  * With storage locks the guardian asks them, by handles of its own:
@@ -23,7 +23,9 @@
  * It also bounds the pause: when the guest has been PAUSED for longer than allowed
  * and the engine hangs, the guardian undoes the pause by itself.  PAUSED ->
  * COMMITTED (engine) and PAUSED -> REVOKED (guardian) are compare-and-swaps on the
- * same word: one of them wins, and an engine that lost must not send COMMIT.
+ * same word: one of them wins, and an engine that lost must not send COMMIT.  It may
+ * still pause the guest, when it was held up just before that: so its death is the
+ * reason to look again.
  */
 #ifndef LM_GUARDIAN_H
 #define LM_GUARDIAN_H

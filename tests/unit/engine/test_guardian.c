@@ -387,7 +387,8 @@ static void a_pause_beyond_its_limit_is_undone_and_commit_refused(void **state)
 	assert_int_equal(seen->commit, false);
 }
 
-static void an_undone_pause_is_not_undone_twice_when_the_engine_dies_later(void **state)
+/* It may have come back, and paused the guest when its pause was revoked already. */
+static void an_undone_pause_is_undone_again_when_the_engine_dies_later(void **state)
 {
 	pid_t pid;
 
@@ -396,7 +397,8 @@ static void an_undone_pause_is_not_undone_twice_when_the_engine_dies_later(void 
 	assert_true(wait_for(rescued, 10000));
 	engine_kill(pid);
 	reap_guardians();
-	assert_int_equal(seen->calls, 1);
+	assert_int_equal(seen->calls, 2);
+	assert_int_equal(seen->rescue, LM_RESCUE_UNDO_RUN);
 }
 
 static void a_pause_within_its_limit_is_left_alone(void **state)
@@ -508,7 +510,7 @@ int main(void)
 		cmocka_unit_test_setup(a_source_that_was_first_keeps_the_guest, setup),
 		cmocka_unit_test_setup(without_the_locks_both_sides_would_run, setup),
 		cmocka_unit_test_setup(a_pause_beyond_its_limit_is_undone_and_commit_refused, setup),
-		cmocka_unit_test_setup(an_undone_pause_is_not_undone_twice_when_the_engine_dies_later, setup),
+		cmocka_unit_test_setup(an_undone_pause_is_undone_again_when_the_engine_dies_later, setup),
 		cmocka_unit_test_setup(a_pause_within_its_limit_is_left_alone, setup),
 		cmocka_unit_test_setup(dismissal_in_any_phase_leaves_no_process_and_does_nothing, setup),
 		cmocka_unit_test_setup(a_guardian_can_be_stopped_twice_and_leaves_no_process, setup),
