@@ -78,6 +78,10 @@ int main(int argc, char *argv[])
 #ifdef HAVE_LIBISCSI
 		&scsi_world,
 #endif
+#ifdef HAVE_SGUTILS
+		&map_world,
+		&disk_world,
+#endif
 #ifdef HAVE_SANLOCK
 		&sanlock_world,
 #endif

@@ -5,14 +5,13 @@
 #include "scsi_pr.h"
 
 struct words {
-	char where[LM_LOCK_URI_MAX];
 	char initiator[256];
 	struct lm_scsi_pr_options options;
 };
 
 static int parse(const char *rest, struct words *w, struct lm_error *err)
 {
-	static const char *const keys[] = { "type", "register", "initiator", NULL };
+	static const char *const keys[] = { "type", "register", "initiator", "abort", NULL };
 	size_t len = strcspn(rest, "?");
 	const char *options = rest[len] ? rest + len + 1 : "";
 	char value[16];
@@ -21,7 +20,7 @@ static int parse(const char *rest, struct words *w, struct lm_error *err)
 	*w = (struct words){ .options = { .type = 5 } };
 	if (r)
 		return r;
-	memcpy(w->where, rest, len); /* a URI is shorter than this */
+	memcpy(w->options.where, rest, len); /* a URI is shorter than this */
 	if (lm_lock_option(options, "type", value, sizeof(value))) {
 		if (strcmp(value, "5") && strcmp(value, "6"))
 			return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "type=%s: 5 (write exclusive, registrants only) or 6 "
@@ -32,6 +31,12 @@ static int parse(const char *rest, struct words *w, struct lm_error *err)
 		if (strcmp(value, "early") && strcmp(value, "late"))
 			return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "register=%s: early or late", value);
 		w->options.early = !strcmp(value, "early");
+	}
+	if (lm_lock_option(options, "abort", value, sizeof(value))) {
+		if (strcmp(value, "auto") && strcmp(value, "no"))
+			return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "abort=%s: auto, or no for a target that hangs in PREEMPT "
+				      "AND ABORT", value);
+		w->options.no_abort = !strcmp(value, "no");
 	}
 	lm_lock_option(options, "initiator", w->initiator, sizeof(w->initiator));
 	return 0;
@@ -57,13 +62,14 @@ int lm_scsi_sg_paths(const char *device, struct lm_scsi_path *paths[static LM_SC
 }
 #endif
 
-static int make_paths(const struct words *w, const char *host, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX],
+static int make_paths(struct words *w, const char *host, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX],
 		      unsigned *ret_n, struct lm_error *err)
 {
-	if (!strncmp(w->where, "iscsi://", 8))
-		return lm_scsi_iscsi_paths(w->where + 8, host, *w->initiator ? w->initiator : NULL, paths, ret_n, err);
-	if (*w->where == '/')
-		return lm_scsi_sg_paths(w->where, paths, ret_n, err);
+	if (!strncmp(w->options.where, "iscsi://", 8))
+		return lm_scsi_iscsi_paths(w->options.where + 8, host, *w->initiator ? w->initiator : NULL, paths, ret_n, err);
+	w->options.find = lm_scsi_sg_paths;
+	if (*w->options.where == '/')
+		return lm_scsi_sg_paths(w->options.where, paths, ret_n, err);
 	return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "scsi-pr: needs iscsi://PORTAL[,PORTAL...]/IQN/LUN or a path in /dev");
 }
 

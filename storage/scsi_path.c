@@ -19,8 +19,17 @@ int lm_scsi_connect(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error
 	int r = p->ops->connect(p, deadline_ns, err);
 
 	p->up = !r;
+	p->failed = r;
 	p->registered = false;
 	return r;
+}
+
+/* A path or a target that hangs gets half of what is left of the time: the rest is for the others. */
+static int64_t share(int64_t deadline_ns)
+{
+	int64_t now = lm_now_ns();
+
+	return deadline_ns == LM_NO_DEADLINE || deadline_ns <= now ? deadline_ns : now + (deadline_ns - now) / 2;
 }
 
 static int once(struct lm_scsi_path *p, struct lm_scsi_cmd *cmd, int64_t deadline_ns, struct lm_error *err)
@@ -30,9 +39,10 @@ static int once(struct lm_scsi_path *p, struct lm_scsi_cmd *cmd, int64_t deadlin
 	cmd->got = 0;
 	cmd->status = cmd->sense_key = 0;
 	cmd->asc = 0;
-	if (p->up && !p->ops->exec(p, cmd, deadline_ns, &why))
+	if (p->up && !p->ops->exec(p, cmd, share(deadline_ns), &why))
 		return 0;
 	p->up = false;
+	p->failed = true;
 	return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "path %s: %s", p->name, *why.msg ? why.msg : "is down");
 }
 
@@ -69,10 +79,12 @@ int lm_scsi_exec(struct lm_scsi_path *p, struct lm_scsi_cmd *cmd, int64_t deadli
 
 int lm_scsi_reset(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err)
 {
-	int r = p->up ? p->ops->reset(p, deadline_ns, err) : -ENOLINK;
+	int r = p->up ? p->ops->reset(p, share(deadline_ns), err) : -ENOLINK;
 
-	if (r == -ENOLINK)
+	if (r == -ENOLINK) {
 		p->up = false;
+		p->failed = true;
+	}
 	return r;
 }
 
@@ -169,6 +181,50 @@ static int read_reservation(struct lm_scsi_path *p, struct lm_pr_view *v, uint32
 	v->holder = v->held ? be64_get(buf + 8) : 0;
 	v->type = v->held ? buf[21] & 0xf : 0;
 	return 0;
+}
+
+static int report_capabilities(struct lm_scsi_path *p, struct lm_pr_abilities *ret, int64_t deadline_ns,
+			       struct lm_error *err)
+{
+	uint8_t buf[8] = { 0 };
+	size_t got;
+	int r = pr_in(p, 2, buf, sizeof(buf), &got, deadline_ns, err);
+
+	if (r)
+		return r;
+	ret->aptpl_known = true;
+	ret->aptpl = buf[2] & 1;
+	ret->types_known = buf[3] & 0x80;
+	ret->types = (uint16_t)(buf[4] | buf[5] << 8);
+	return 0;
+}
+
+static int report_opcode(struct lm_scsi_path *p, struct lm_pr_abilities *ret, int64_t deadline_ns,
+			 struct lm_error *err)
+{
+	uint8_t buf[64] = { 0 };
+	struct lm_scsi_cmd cmd = { /* of one command with its service action */
+		.cdb = { 0xa3, 0x0c, 2, 0x5f, [5] = LM_PR_PREEMPT_ABORT, [9] = sizeof(buf) }, .cdb_len = 12,
+		.direction = LM_SCSI_DATA_IN, .data = buf, .len = sizeof(buf),
+	};
+	int r = lm_scsi_exec(p, &cmd, deadline_ns, err);
+
+	if (r || cmd.got < 2)
+		return r;
+	ret->abort_known = (buf[1] & 7) == 1 || (buf[1] & 7) == 3 || (buf[1] & 7) == 5;
+	ret->abort = (buf[1] & 7) != 1;
+	return 0;
+}
+
+int lm_pr_abilities(struct lm_scsi_path *p, struct lm_pr_abilities *ret, int64_t deadline_ns, struct lm_error *err)
+{
+	int r;
+
+	*ret = (struct lm_pr_abilities){ 0 };
+	r = report_capabilities(p, ret, deadline_ns, err);
+	if (!r || r == -EOPNOTSUPP || r == -EIO)
+		r = report_opcode(p, ret, deadline_ns, err);
+	return r == -EOPNOTSUPP || r == -EIO ? 0 : r;
 }
 
 int lm_pr_view(struct lm_scsi_path *p, struct lm_pr_view *ret, int64_t deadline_ns, struct lm_error *err)

@@ -36,6 +36,8 @@ struct lm_scsi_path_ops {
 	int (*connect)(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err);
 	/* 0 when the target answered, whatever it said.  Else the path is dead until connect. */
 	int (*exec)(struct lm_scsi_path *p, struct lm_scsi_cmd *cmd, int64_t deadline_ns, struct lm_error *err);
+	/* Whether what was connected is still there, as far as that can be seen without a command.  NULL: yes. */
+	bool (*alive)(struct lm_scsi_path *p);
 	/* LOGICAL UNIT RESET: 0 when the target has done it. */
 	int (*reset)(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err);
 	void (*close)(struct lm_scsi_path *p);
@@ -46,6 +48,7 @@ struct lm_scsi_path {
 	const struct lm_scsi_path_ops *ops;
 	char name[LM_SCSI_PATH_NAME_MAX];
 	bool up;
+	bool failed;     /* connect has failed, or the path died; false: it was not tried yet */
 	bool registered; /* as far as is known: by us, through this nexus */
 };
 
@@ -79,6 +82,16 @@ struct lm_pr_view {
 	uint8_t type;
 };
 
+/* What a target says that it can do.  What it does not say is "unknown". */
+struct lm_pr_abilities {
+	bool types_known; /* types is about all of them */
+	uint16_t types;   /* bit n: reservations of type n */
+	bool aptpl_known, aptpl;
+	bool abort_known, abort; /* PREEMPT AND ABORT */
+};
+
+/* REPORT CAPABILITIES and REPORT SUPPORTED OPERATION CODES; a target that knows neither is no error. */
+int lm_pr_abilities(struct lm_scsi_path *p, struct lm_pr_abilities *ret, int64_t deadline_ns, struct lm_error *err);
 int lm_pr_out(struct lm_scsi_path *p, enum lm_pr_out action, uint8_t type, uint64_t key, uint64_t other,
 	      bool aptpl, int64_t deadline_ns, struct lm_error *err);
 /* Keys and reservation of one generation: what was true at one moment. */

@@ -27,6 +27,38 @@
 
 /* --- owning it --------------------------------------------------------------------- */
 
+static bool key_here(const struct scsi_pr *s, uint64_t key)
+{
+	return pr_key_of_host(key, s->host);
+}
+
+/* On a path that is not known to have a key of ours.  The kernel's paths may: processes die, nexuses stay. */
+static int register_first(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t old, uint64_t key,
+			  int64_t deadline_ns, struct lm_error *err)
+{
+	int r = -EBUSY;
+
+	if (p->registered && s->key == key && !s->doubt)
+		return 0;
+	if (key_here(s, old) && !lm_broken("lock-rekey"))
+		r = pr_reg(s, p, LM_PR_REGISTER, old, key, deadline_ns, err);
+	return r != -EBUSY ? r : pr_reg_new(s, p, key, deadline_ns, err);
+}
+
+/*
+ * Every path on which this host is registered with `old` changes its key before `old` is
+ * preempted.  Else those but p would not be registered for a moment, and what a
+ * running guest writes through them would fail.
+ */
+static void rekey(struct scsi_pr *s, const struct lm_scsi_path *p, uint64_t old, uint64_t key, int64_t deadline_ns)
+{
+	if (!key_here(s, old) || lm_broken("lock-rekey"))
+		return;
+	for (unsigned i = 0; i < s->npaths; i++)
+		if (s->paths[i] != p && s->paths[i]->up && !s->paths[i]->registered)
+			pr_reg(s, s->paths[i], LM_PR_REGISTER, old, key, deadline_ns, NULL);
+}
+
 /*
  * Own it with `key`, from a reservation held by `old` (a key of this host, or one that
  * may be taken), or from none (0).  The path that is registered already changes
@@ -44,13 +76,13 @@ int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int64_t
 	if (p->registered && s->key && s->key == old)
 		r = pr_reg(s, p, LM_PR_REGISTER, old, key, deadline_ns, err);
 	else
-		r = p->registered && s->key == key && !s->doubt ? 0 :
-		    pr_reg(s, p, LM_PR_REGISTER_IGNORE, 0, key, deadline_ns, err);
+		r = register_first(s, p, old, key, deadline_ns, err);
 	if (r)
 		return r;
 	for (unsigned i = 0; s->key != key && i < s->npaths; i++)
 		s->paths[i]->registered = s->paths[i] == p;
 	s->key = key;
+	rekey(s, p, old, key, deadline_ns);
 	r = lm_fault_point("lock-registered", err);
 	if (!r)
 		r = old ? pr_preempt(s, p, key, old, quiet, deadline_ns, err) :
@@ -65,9 +97,14 @@ int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int64_t
 		r = pr_view(s, &v, deadline_ns, err);
 	if (r)
 		return r;
-	if (!v.held || v.holder != key || !pr_type_ours(&v))
+	if (!v.held || v.holder != key || !pr_type_ours(&v)) {
+		s->in_flight = false;
 		return pr_held_by(s, &v, -EBUSY, err);
-	r = pr_reg_all(s, key, deadline_ns, err);
+	}
+	s->doubt = false;
+	r = pr_settle(s, deadline_ns, err);
+	if (!r)
+		r = pr_reg_all(s, key, deadline_ns, err);
 	if (!r)
 		r = pr_purge(s, pr_best(s), &v, key, deadline_ns, err);
 	s->generation = v.generation;
@@ -86,7 +123,7 @@ static int acquire_once(struct scsi_pr *s, int64_t deadline_ns, struct lm_error 
 	if (v.held && (!pr_key_of_host(v.holder, s->host) || !pr_type_ours(&v)))
 		return pr_held_by(s, &v, -EBUSY, err);
 	if (v.held && v.holder == s->key && s->lock.state == LM_LOCK_OWNED)
-		return pr_reg_all(s, s->key, deadline_ns, err);
+		return pr_reg_again(s, &v, deadline_ns, err);
 	epoch = pr_epoch_next(s, &v);
 	r = pr_epoch_valid(epoch, err);
 	if (!r)
@@ -110,10 +147,11 @@ int pr_given_up(int r, struct lm_error *err)
 static int pr_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
 {
 	struct scsi_pr *s = pr_of(l);
-	int r = l->state == LM_LOCK_OFFERED ? 0 : pr_revive(s, deadline_ns, err); /* a dead path may cost seconds */
+	/* Back from an offer the guest waits, and a dead path may cost seconds. */
+	int r = l->state == LM_LOCK_OFFERED ? pr_join(s, deadline_ns, err) : pr_revive(s, deadline_ns, err);
 
-	if (!r)
-		r = -EAGAIN;
+	if (!r || (r == -ENOLINK && l->state == LM_LOCK_OFFERED))
+		r = -EAGAIN; /* pr_view() tries dead paths when there is no other */
 	for (unsigned i = 0; r == -EAGAIN && i < PR_TRIES && lm_now_ns() < deadline_ns; i++)
 		r = acquire_once(s, deadline_ns, err);
 	r = pr_given_up(r, err);
@@ -124,21 +162,34 @@ static int pr_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *e
 
 /* --- hand-over --------------------------------------------------------------------- */
 
-/* A target that restarted without having kept the reservation: get it again, if nobody was faster. */
+static bool key_there(const struct lm_pr_view *v, uint64_t key)
+{
+	for (unsigned i = 0; i < v->nkeys; i++)
+		if (v->keys[i] == key)
+			return true;
+	return false;
+}
+
+/*
+ * Nobody holds it, because the target restarted and forgot, or because the path that
+ * held it was removed there.  In the second case our key is still there, so nobody has
+ * had it since: whoever gets it removes our keys.  Get it again, if nobody is faster.
+ */
 static int re_establish(struct scsi_pr *s, const struct lm_pr_view *v, int64_t deadline_ns, struct lm_error *err)
 {
+	uint32_t before = s->generation;
 	int r;
 
-	if (v->held || v->generation >= s->generation)
+	if (v->held || (v->generation >= s->generation && !key_there(v, s->key)))
 		return pr_held_by(s, v, -ESTALE, err);
 	for (unsigned i = 0; i < s->npaths; i++)
 		s->paths[i]->registered = false;
 	r = pr_become(s, s->key, 0, true, deadline_ns, err);
 	if (r)
 		return r == -EBUSY ? -ESTALE : r;
-	lm_lock_remark(&s->lock, "the target has restarted and had forgotten the reservation (generation %u after %u): "
-		       "for a while nobody was kept out. It is registered and reserved again", v->generation,
-		       s->generation);
+	lm_lock_remark(&s->lock, "the target %s (generation %u after %u): for a while nobody was kept out. It is registered "
+		       "and reserved again", key_there(v, s->key) ? "had dropped the reservation with the path that held it" :
+		       "has restarted and had forgotten the reservation", v->generation, before);
 	return 0;
 }
 
@@ -153,7 +204,7 @@ static int still_ours(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *e
 	if (!v.held || v.holder != s->key)
 		return re_establish(s, &v, deadline_ns, err);
 	s->generation = v.generation;
-	return pr_reg_all(s, s->key, deadline_ns, err);
+	return pr_reg_again(s, &v, deadline_ns, err);
 }
 
 static void identify(const struct scsi_pr *s, struct lm_lock_note *note)
@@ -166,8 +217,10 @@ static int pr_offer(struct lm_lock *l, const struct lm_lock_note *answer, struct
 		    int64_t deadline_ns, struct lm_error *err)
 {
 	struct scsi_pr *s = pr_of(l);
-	int r = answer ? 0 : pr_revive(s, deadline_ns, err);
+	int r = answer ? pr_join(s, deadline_ns, err) : pr_revive(s, deadline_ns, err);
 
+	if (r == -ENOLINK && answer)
+		r = 0; /* pr_view() tries dead paths when there is no other */
 	if (!r && answer && memcmp(answer->id, s->id, sizeof(s->id)))
 		r = lm_err(err, -EMEDIUMTYPE, LM_SCOPE_SESSION, "%s has another unit", answer->host);
 	if (!r)
@@ -224,8 +277,9 @@ static int take_once(struct scsi_pr *s, const struct lm_lock_note *offer, int64_
 	if (v.held && v.holder == mine) {
 		/* Taken before, perhaps through a nexus that is gone, perhaps without all that follows. */
 		r = pr_reg_all(s, mine, deadline_ns, err);
-		if (!r && !offer->quiet)
-			r = lm_scsi_reset(pr_best(s), deadline_ns, err);
+		s->in_flight |= !offer->quiet;
+		if (!r)
+			r = pr_settle(s, deadline_ns, err);
 		return r ? r : pr_purge(s, pr_best(s), &v, mine, deadline_ns, err);
 	}
 	if ((!v.held || v.holder != offer->detail) && !lm_broken("lock-proof"))
@@ -242,7 +296,9 @@ static int pr_take(struct lm_lock *l, const struct lm_lock_note *offer, int64_t 
 	int r = check_note(s, offer, err);
 
 	if (!r)
-		r = -EAGAIN;
+		r = pr_join(s, deadline_ns, err);
+	if (!r || r == -ENOLINK)
+		r = -EAGAIN; /* pr_view() tries dead paths when there is no other */
 	for (unsigned i = 0; r == -EAGAIN && i < PR_TRIES && lm_now_ns() < deadline_ns; i++)
 		r = take_once(s, offer, deadline_ns, err);
 	r = pr_given_up(r, err);
@@ -292,6 +348,7 @@ int lm_scsi_pr_new(struct lm_scsi_path *const *paths, unsigned npaths, const str
 	}
 	s->lock = (struct lm_lock){ .ops = &pr_ops, .keep_fd = -1 };
 	s->options = *options;
+	s->no_abort = options->no_abort;
 	s->npaths = npaths;
 	memcpy(s->paths, paths, npaths * sizeof(*paths));
 	snprintf(s->host, sizeof(s->host), "%s", host);

@@ -15,6 +15,11 @@ uint64_t lm_pr_key(const char *host, uint64_t epoch);
 struct lm_scsi_pr_options {
 	uint8_t type;  /* 5: write exclusive, registrants only; 6: exclusive access, registrants only */
 	bool early;    /* prepare registers; then the destination could write before it takes the lock */
+	bool no_abort; /* no PREEMPT AND ABORT, even if the target says that it has it */
+	/* The paths that there are now, as lm_scsi_sg_paths() gives them for `where`; NULL: always the same. */
+	int (*find)(const char *where, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX], unsigned *ret_n,
+		    struct lm_error *err);
+	char where[LM_LOCK_URI_MAX];
 };
 
 /* Takes the paths over, also when it fails. */

@@ -32,16 +32,85 @@ static int path_check(struct scsi_pr *s, struct lm_scsi_path *p, int64_t deadlin
 	return 0;
 }
 
-/* Try the paths that are down once more; at least one must be up. */
-int pr_revive(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+static void forget_path(struct scsi_pr *s, unsigned i)
+{
+	lm_scsi_close(s->paths[i]);
+	s->paths[i] = s->paths[--s->npaths];
+}
+
+/* Where the path is in the list, or its length. */
+static unsigned path_index(struct lm_scsi_path *const *paths, unsigned n, const char *name)
+{
+	unsigned i = 0;
+
+	while (i < n && strcmp(paths[i]->name, name))
+		i++;
+	return i;
+}
+
+/* Takes over what is in `now` and not known yet, and frees what is known. */
+static void merge(struct scsi_pr *s, struct lm_scsi_path *const *now, unsigned n)
+{
+	for (unsigned i = s->npaths; i-- > 0;)
+		if (path_index(now, n, s->paths[i]->name) == n)
+			forget_path(s, i);
+	for (unsigned i = 0; i < n; i++) {
+		if (path_index(s->paths, s->npaths, now[i]->name) < s->npaths)
+			lm_scsi_close(now[i]);
+		else
+			s->paths[s->npaths++] = now[i]; /* as many as in `now` at the most */
+	}
+}
+
+/* Find paths that were added or removed.  Sends no command. */
+static void look(struct scsi_pr *s)
+{
+	struct lm_scsi_path *now[LM_SCSI_PATHS_MAX];
+	struct lm_error why = { 0 };
+	unsigned n = 0;
+
+	if (lm_broken("lock-look"))
+		return;
+	if (s->options.find) {
+		if (s->options.find(s->options.where, now, &n, &why))
+			lm_lock_remark(&s->lock, "%.150s", why.msg); /* the paths that are known may still do */
+		else
+			merge(s, now, n);
+	}
+	for (unsigned i = 0; i < s->npaths; i++) {
+		struct lm_scsi_path *p = s->paths[i];
+
+		if (p->up && p->ops->alive && !p->ops->alive(p))
+			p->up = p->registered = p->failed = false;
+	}
+}
+
+/* Once: what the target says that it can do.  What it does not say, it shows when it refuses. */
+static int ask_abilities(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+{
+	struct lm_pr_abilities a;
+
+	if (s->asked || lm_pr_abilities(pr_best(s), &a, deadline_ns, NULL))
+		return 0;
+	s->asked = true;
+	s->no_abort |= a.abort_known && !a.abort;
+	s->no_aptpl = a.aptpl_known && !a.aptpl;
+	if (a.types_known && !(a.types & 1U << s->options.type))
+		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "the target has no reservations of type %u (it has: mask %04x)",
+			      s->options.type, a.types);
+	return 0;
+}
+
+static int connect_paths(struct scsi_pr *s, bool all, int64_t deadline_ns, struct lm_error *err)
 {
 	struct lm_error why = { 0 }, first = { 0 };
 
+	look(s);
 	for (unsigned i = 0; i < s->npaths; i++) {
 		struct lm_scsi_path *p = s->paths[i];
 		int r;
 
-		if (p->up)
+		if (p->up || (p->failed && !all))
 			continue;
 		r = lm_scsi_connect(p, deadline_ns, &why);
 		if (!r)
@@ -53,14 +122,26 @@ int pr_revive(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
 		}
 		if (r) {
 			p->up = false;
+			p->failed = true;
 			lm_lock_remark(&s->lock, "%.150s", why.msg);
 			if (!first.code)
 				first = why;
 		}
 	}
 	if (paths_up(s))
-		return 0;
-	return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "no path to the unit works: %.300s", first.msg);
+		return ask_abilities(s, deadline_ns, err);
+	return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "no path to the unit works: %.300s",
+		      *first.msg ? first.msg : "all have failed");
+}
+
+int pr_revive(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+{
+	return connect_paths(s, true, deadline_ns, err);
+}
+
+int pr_join(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+{
+	return connect_paths(s, false, deadline_ns, err);
 }
 
 /* The first path that is up, one with a registration if there is any. */
@@ -93,6 +174,8 @@ int pr_view(struct scsi_pr *s, struct lm_pr_view *v, int64_t deadline_ns, struct
 			continue;
 		}
 		r = p ? lm_pr_view(p, v, deadline_ns, err) : -ENOLINK;
+		if (!r)
+			s->seen = *v;
 		if (!p || r != -ENOLINK)
 			return r;
 	}
@@ -113,6 +196,30 @@ int pr_reg(struct scsi_pr *s, struct lm_scsi_path *p, enum lm_pr_out how, uint64
 	return r;
 }
 
+static bool strangers(const struct lm_pr_view *v)
+{
+	for (unsigned i = 0; i < v->nkeys; i++)
+		if (!pr_key_is_lm(v->keys[i]))
+			return true;
+	return false;
+}
+
+int pr_reg_new(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, int64_t deadline_ns, struct lm_error *err)
+{
+	int r;
+
+	if (!strangers(&s->seen))
+		return pr_reg(s, p, LM_PR_REGISTER_IGNORE, 0, key, deadline_ns, err);
+	/* The key that is there may be one of theirs: each way that cannot replace it. */
+	r = pr_reg(s, p, LM_PR_REGISTER, 0, key, deadline_ns, err);
+	for (unsigned i = 0; r == -EBUSY && i < s->seen.nkeys; i++)
+		if (pr_key_is_lm(s->seen.keys[i]))
+			r = pr_reg(s, p, LM_PR_REGISTER, s->seen.keys[i], key, deadline_ns, err);
+	if (r == -EBUSY)
+		return lm_err(err, -EPERM, LM_SCOPE_OPERATION, "path %s is registered with the key of another program", p->name);
+	return r;
+}
+
 /* Key on all paths that are up.  A path that does not take it is not an error as long as one does. */
 int pr_reg_all(struct scsi_pr *s, uint64_t key, int64_t deadline_ns, struct lm_error *err)
 {
@@ -126,7 +233,7 @@ int pr_reg_all(struct scsi_pr *s, uint64_t key, int64_t deadline_ns, struct lm_e
 			continue;
 		if (p->registered && s->key == key)
 			n++;
-		else if (!pr_reg(s, p, LM_PR_REGISTER_IGNORE, 0, key, deadline_ns, &why))
+		else if (!pr_reg_new(s, p, key, deadline_ns, &why))
 			n++;
 		else
 			lm_lock_remark(&s->lock, "%.150s", why.msg);
@@ -136,6 +243,19 @@ int pr_reg_all(struct scsi_pr *s, uint64_t key, int64_t deadline_ns, struct lm_e
 		return 0;
 	return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "the key could not be registered on any path: %.300s",
 		      *why.msg ? why.msg : "none is up");
+}
+
+int pr_reg_again(struct scsi_pr *s, const struct lm_pr_view *v, int64_t deadline_ns, struct lm_error *err)
+{
+	unsigned there = 0, known = 0;
+
+	for (unsigned i = 0; i < v->nkeys; i++)
+		there += v->keys[i] == s->key;
+	for (unsigned i = 0; i < s->npaths; i++)
+		known += s->paths[i]->up && s->paths[i]->registered;
+	for (unsigned i = 0; there < known && i < s->npaths; i++)
+		s->paths[i]->registered = false;
+	return pr_reg_all(s, s->key, deadline_ns, err);
 }
 
 /* Nothing of this handle stays registered, but through path keep (NULL: none). */
@@ -170,26 +290,34 @@ int pr_purge(struct scsi_pr *s, struct lm_scsi_path *p, const struct lm_pr_view 
 	return 0;
 }
 
-/*
- * PREEMPT of key `other` by `key`, with what makes commands of the other host's nexuses
- * that are still in flight end before this returns, unless they are known not to be.
- */
 int pr_preempt(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, uint64_t other, bool quiet,
 	       int64_t deadline_ns, struct lm_error *err)
 {
-	int r = -EOPNOTSUPP;
+	int r;
 
-	if (!quiet && !s->no_abort) {
-		r = lm_pr_out(p, LM_PR_PREEMPT_ABORT, s->options.type, key, other, false, deadline_ns, err);
-		s->no_abort = r == -EOPNOTSUPP;
-	}
+	s->in_flight |= !quiet;
+	if (quiet || s->no_abort)
+		return lm_pr_out(p, LM_PR_PREEMPT, s->options.type, key, other, false, deadline_ns, err);
+	r = lm_pr_out(p, LM_PR_PREEMPT_ABORT, s->options.type, key, other, false, deadline_ns, err);
+	if (!r)
+		s->in_flight = false;
+	if (r == -ENOLINK)
+		lm_lock_remark(&s->lock, "no answer to PREEMPT AND ABORT; if this target hangs in it, write abort=no");
+	s->no_abort = r == -EOPNOTSUPP || r == -ENOLINK;
 	if (r != -EOPNOTSUPP)
 		return r;
-	r = lm_pr_out(p, LM_PR_PREEMPT, s->options.type, key, other, false, deadline_ns, err);
-	if (r || quiet || lm_broken("lock-abort"))
-		return r;
-	r = lm_scsi_reset(p, deadline_ns, err);
+	return lm_pr_out(p, LM_PR_PREEMPT, s->options.type, key, other, false, deadline_ns, err);
+}
+
+int pr_settle(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+{
+	int r;
+
+	if (!s->in_flight || lm_broken("lock-abort"))
+		return 0;
+	r = lm_scsi_reset(pr_best(s), deadline_ns, err);
 	if (r)
 		lm_err_prefix(err, "the unit could not be reset, so writes of the other host may still be in flight");
+	s->in_flight = r;
 	return r;
 }

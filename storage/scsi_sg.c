@@ -1,30 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Paths that the kernel has: a SCSI disk, or the disks below a device-mapper
- * multipath map.  Commands go to the disks themselves with SG_IO (libsgutils2), so that
- * each path is the nexus that the kernel's own I/O uses.
+ * multipath map.  Commands go to the disks themselves, so that each path is the nexus
+ * that the kernel's own I/O uses.
+ *
+ * They go through /dev/sgN, where a command is sent and its answer fetched later: in
+ * ioctl(SG_IO) a process waits for a target that does not answer until the kernel gives
+ * up, and not even SIGKILL ends that.  A command that is given up here goes on
+ * in the kernel, and may still be done by the target.
  */
-#include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <scsi/sg.h>
 #include <scsi/sg_lib.h>
-#include <scsi/sg_pt.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include "cleanup.h"
 #include "clock.h"
-#include "scsi_path.h"
+#include "scsi_sg.h"
 
 #define NO_ESCALATE 0x100 /* SG_SCSI_RESET_NO_ESCALATE: this unit, not its bus */
-#define COMMAND_S_MAX 30
+/*
+ * When the kernel gives a command up it stops all I/O of the path, resets, and aborts.
+ * That is not for our deadlines to bring about: this is its own limit for a disk's commands.
+ */
+#define KERNEL_MS 30000
+#define AGAIN_US 10000
 
 struct sg_path {
 	struct lm_scsi_path path;
-	char device[64];
-	int fd;
+	char disk[LM_SG_NAME_MAX]; /* "sda" */
+	int fd;                    /* of its /dev/sgN */
 };
 
 static struct sg_path *sg_of(struct lm_scsi_path *p)
@@ -35,75 +45,156 @@ static struct sg_path *sg_of(struct lm_scsi_path *p)
 static int sg_connect(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err)
 {
 	struct sg_path *s = sg_of(p);
+	char device[64];
+	int r;
 
 	(void)deadline_ns;
 	lm_close_fd(&s->fd);
-	s->fd = open(s->device, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	r = lm_sg_device(s->disk, device, sizeof(device), err);
+	if (r)
+		return r;
+	s->fd = open(device, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (s->fd < 0)
-		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "%s", s->device);
+		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "path %s: %s", s->disk, device);
 	return 0;
 }
 
-static int seconds_left(int64_t deadline_ns)
+/* The disk is there, and the one that was opened. */
+static bool sg_alive(struct lm_scsi_path *p)
 {
-	int ms = lm_deadline_poll_ms(deadline_ns);
+	struct pollfd f = { .fd = sg_of(p)->fd };
 
-	return ms < 0 || ms > COMMAND_S_MAX * 1000 ? COMMAND_S_MAX : (ms + 999) / 1000;
+	return f.fd >= 0 && poll(&f, 1, 0) >= 0 && !(f.revents & (POLLHUP | POLLERR | POLLNVAL));
 }
 
-static void sg_answer(const struct sg_pt_base *pt, const uint8_t *sense, struct lm_scsi_cmd *cmd)
+static int lost(struct sg_path *s, struct lm_error *err, const char *why)
 {
-	struct sg_scsi_sense_hdr h;
-	int resid = get_scsi_pt_resid(pt), len = get_scsi_pt_sense_len(pt);
+	lm_close_fd(&s->fd); /* the answer to what was given up is not taken for that to the next command */
+	return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "%s", why);
+}
 
-	cmd->status = (uint8_t)get_scsi_pt_status_response(pt);
-	if (cmd->direction == LM_SCSI_DATA_IN && resid >= 0 && (size_t)resid <= cmd->len)
-		cmd->got = cmd->len - (size_t)resid;
-	if (len > 0 && sg_scsi_normalize_sense(sense, len, &h)) {
-		cmd->sense_key = h.sense_key;
-		cmd->asc = (uint16_t)(h.asc << 8 | h.ascq);
+static int wait_answer(struct sg_path *s, int64_t deadline_ns, struct lm_error *err)
+{
+	struct pollfd f = { .fd = s->fd, .events = POLLIN };
+	int r;
+
+	do
+		r = poll(&f, 1, lm_deadline_poll_ms(deadline_ns));
+	while (r < 0 && errno == EINTR);
+	if (r < 0)
+		return lost(s, err, "poll");
+	if (!r)
+		return lost(s, err, "no answer in time");
+	if (!(f.revents & POLLIN))
+		return lost(s, err, "the disk is gone");
+	return 0;
+}
+
+static void answer(const struct sg_io_hdr *h, const uint8_t *sense, struct lm_scsi_cmd *cmd)
+{
+	struct sg_scsi_sense_hdr parsed;
+
+	cmd->status = h->status;
+	if (cmd->direction == LM_SCSI_DATA_IN && h->resid >= 0 && (size_t)h->resid <= cmd->len)
+		cmd->got = cmd->len - (size_t)h->resid;
+	if (h->sb_len_wr && sg_scsi_normalize_sense(sense, h->sb_len_wr, &parsed)) {
+		cmd->sense_key = parsed.sense_key;
+		cmd->asc = (uint16_t)(parsed.asc << 8 | parsed.ascq);
 	}
 }
 
 static int sg_exec(struct lm_scsi_path *p, struct lm_scsi_cmd *cmd, int64_t deadline_ns, struct lm_error *err)
 {
+	static const int directions[] = {
+		[LM_SCSI_NO_DATA] = SG_DXFER_NONE, [LM_SCSI_DATA_IN] = SG_DXFER_FROM_DEV,
+		[LM_SCSI_DATA_OUT] = SG_DXFER_TO_DEV,
+	};
 	struct sg_path *s = sg_of(p);
-	int left = seconds_left(deadline_ns), r;
-	struct sg_pt_base *pt;
 	uint8_t sense[64] = { 0 };
+	struct sg_io_hdr h = {
+		.interface_id = 'S', .dxfer_direction = directions[cmd->direction], .cmd_len = (uint8_t)cmd->cdb_len,
+		.mx_sb_len = sizeof(sense), .dxfer_len = (unsigned)cmd->len, .dxferp = cmd->data, .cmdp = cmd->cdb,
+		.sbp = sense, .timeout = KERNEL_MS,
+	};
+	int r;
 
-	if (s->fd < 0 || !left)
-		return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, left ? "not open" : "no time left");
-	pt = construct_scsi_pt_obj_with_fd(s->fd, 0);
-	if (!pt)
-		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "no memory");
-	set_scsi_pt_cdb(pt, cmd->cdb, (int)cmd->cdb_len);
-	set_scsi_pt_sense(pt, sense, sizeof(sense));
-	if (cmd->direction == LM_SCSI_DATA_IN)
-		set_scsi_pt_data_in(pt, cmd->data, (int)cmd->len);
-	else if (cmd->direction == LM_SCSI_DATA_OUT)
-		set_scsi_pt_data_out(pt, cmd->data, (int)cmd->len);
-	r = do_scsi_pt(pt, -1, left, 0);
-	if (r) {
-		r = lm_err_errno(err, r < 0 ? r : -EIO, LM_SCOPE_OPERATION, "SG_IO");
-	} else if (get_scsi_pt_result_category(pt) == SCSI_PT_RESULT_TRANSPORT_ERR ||
-		   get_scsi_pt_result_category(pt) == SCSI_PT_RESULT_OS_ERR) {
-		r = lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "no answer (host byte %x)", get_scsi_pt_transport_err(pt));
-	} else {
-		sg_answer(pt, sense, cmd);
-	}
-	destruct_scsi_pt_obj(pt);
-	return r;
+	if (s->fd < 0)
+		return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "not open");
+	if (write(s->fd, &h, sizeof(h)) != (ssize_t)sizeof(h))
+		return lost(s, err, errno == ENODEV ? "the disk is gone" : "the kernel does not take the command");
+	r = wait_answer(s, deadline_ns, err);
+	if (r)
+		return r;
+	if (read(s->fd, &h, sizeof(h)) != (ssize_t)sizeof(h))
+		return lost(s, err, "the kernel has no answer");
+	if (h.host_status)
+		return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "no answer (host byte %02x)", h.host_status);
+	answer(&h, sense, cmd);
+	return 0;
 }
 
-/* The kernel has no deadline for this; its own is the device's eh_timeout. */
+/* --- reset ------------------------------------------------------------------------ */
+
+/* In a process of its own: errno of the reset goes into the pipe.  Only async-signal-safe calls. */
+static void reset_main(int fd, int pipe_fd, int64_t deadline_ns)
+{
+	int what, code;
+
+	/* It may hang for minutes: nobody's sockets, files and locks shall live on with it. */
+	fd = fcntl(fd, F_DUPFD, 3);
+	pipe_fd = fcntl(pipe_fd, F_DUPFD, 3);
+	dup2(fd, 0);
+	dup2(pipe_fd, 1);
+	close_range(2, ~0U, 0);
+	do {
+		what = SG_SCSI_RESET_DEVICE | NO_ESCALATE;
+		code = ioctl(0, SG_SCSI_RESET, &what) ? errno : 0;
+	} while (code == EAGAIN && lm_now_ns() < deadline_ns && !usleep(AGAIN_US)); /* error recovery runs */
+	_exit(write(1, &code, sizeof(code)) != (ssize_t)sizeof(code));
+}
+
+/* Two forks: when it hangs in the kernel nobody has to wait for it. */
+static int reset_start(int fd, int64_t deadline_ns, int *ret_pipe, struct lm_error *err)
+{
+	int pair[2], status;
+	pid_t middle;
+
+	if (pipe2(pair, O_CLOEXEC))
+		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "pipe");
+	middle = fork();
+	if (!middle) {
+		if (!fork())
+			reset_main(fd, pair[1], deadline_ns);
+		_exit(0);
+	}
+	lm_close_fd(&pair[1]);
+	*ret_pipe = pair[0];
+	if (middle < 0)
+		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "fork");
+	while (waitpid(middle, &status, 0) < 0 && errno == EINTR)
+		;
+	return 0;
+}
+
 static int sg_reset(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err)
 {
-	int what = SG_SCSI_RESET_DEVICE | NO_ESCALATE;
+	struct pollfd f = { .events = POLLIN };
+	LM_AUTO_FD int fd = -1;
+	int code, n, r = reset_start(sg_of(p)->fd, deadline_ns, &fd, err);
 
-	(void)deadline_ns;
-	if (ioctl(sg_of(p)->fd, SG_SCSI_RESET, &what))
-		return lm_err_errno(err, -EIO, LM_SCOPE_OPERATION, "%s: resetting the unit", p->name);
+	if (r)
+		return r;
+	f.fd = fd;
+	do
+		n = poll(&f, 1, lm_deadline_poll_ms(deadline_ns));
+	while (n < 0 && errno == EINTR);
+	if (!n)
+		return lost(sg_of(p), err, "no answer to LOGICAL UNIT RESET in time");
+	if (read(fd, &code, sizeof(code)) != (ssize_t)sizeof(code))
+		code = EIO; /* the second fork failed, or somebody killed it */
+	if (code)
+		return lm_err(err, code == ENODEV ? -ENOLINK : -EIO, LM_SCOPE_OPERATION, "path %s: LOGICAL UNIT RESET: %s",
+			      p->name, strerrordesc_np(code));
 	return 0;
 }
 
@@ -116,95 +207,20 @@ static void sg_close(struct lm_scsi_path *p)
 static const struct lm_scsi_path_ops sg_ops = {
 	.connect = sg_connect,
 	.exec = sg_exec,
+	.alive = sg_alive,
 	.reset = sg_reset,
 	.close = sg_close,
 };
 
-static int sg_add(const char *name, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX], unsigned *n,
-		  struct lm_error *err)
+struct lm_scsi_path *lm_sg_path(const char *disk)
 {
-	struct sg_path *s;
+	struct sg_path *s = calloc(1, sizeof(*s));
 
-	if (*n == LM_SCSI_PATHS_MAX)
-		return lm_err(err, -E2BIG, LM_SCOPE_OPERATION, "more than %d paths", LM_SCSI_PATHS_MAX);
-	s = calloc(1, sizeof(*s));
 	if (!s)
-		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "no memory");
+		return NULL;
 	s->path.ops = &sg_ops;
 	s->fd = -1;
-	snprintf(s->device, sizeof(s->device), "/dev/%.50s", name);
-	snprintf(s->path.name, sizeof(s->path.name), "%.50s", name);
-	paths[(*n)++] = &s->path;
-	return 0;
-}
-
-/* First line of /sys/dev/block/M:N/what; false when there is none. */
-static bool sysfs_read(dev_t dev, const char *what, char *buf, size_t size)
-{
-	char path[128];
-	LM_AUTO_FILE FILE *f = NULL;
-
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(dev), minor(dev), what);
-	f = fopen(path, "re");
-	return f && fgets(buf, (int)size, f);
-}
-
-/* The disks below a multipath map. */
-static int add_slaves(dev_t dev, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX], unsigned *n,
-		      struct lm_error *err)
-{
-	char path[128];
-	struct dirent *d;
-	DIR *dir;
-	int r = 0;
-
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/slaves", major(dev), minor(dev));
-	dir = opendir(path);
-	if (!dir)
-		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "%s", path);
-	while (!r && (d = readdir(dir)))
-		if (*d->d_name != '.')
-			r = sg_add(d->d_name, paths, n, err);
-	closedir(dir);
-	if (!r && !*n)
-		r = lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "the multipath map has no path");
-	return r;
-}
-
-static int sg_find(const char *device, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX], unsigned *n,
-		   struct lm_error *err)
-{
-	char text[256];
-	struct stat st;
-
-	if (stat(device, &st))
-		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "%.300s", device);
-	if (!S_ISBLK(st.st_mode))
-		return lm_err(err, -ENOTBLK, LM_SCOPE_OPERATION, "%.300s is not a block device", device);
-	if (sysfs_read(st.st_rdev, "dm/uuid", text, sizeof(text))) {
-		if (!strncmp(text, "mpath-", 6))
-			return add_slaves(st.st_rdev, paths, n, err);
-		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "%.300s is a device-mapper device, but no multipath map: name "
-			      "the whole LUN", device);
-	}
-	if (sysfs_read(st.st_rdev, "partition", text, sizeof(text)))
-		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "%.300s is a partition, and a reservation is of the whole "
-			      "LUN: name that", device);
-	return sg_add(strrchr(device, '/') + 1, paths, n, err);
-}
-
-int lm_scsi_sg_paths(const char *device, struct lm_scsi_path *paths[static LM_SCSI_PATHS_MAX], unsigned *ret_n,
-		     struct lm_error *err)
-{
-	char real[4096];
-	unsigned n = 0;
-	int r;
-
-	if (!realpath(device, real))
-		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "%.300s", device);
-	r = sg_find(real, paths, &n, err);
-	for (unsigned i = 0; r && i < n; i++)
-		lm_scsi_close(paths[i]);
-	*ret_n = n;
-	return r;
+	snprintf(s->disk, sizeof(s->disk), "%s", disk);
+	snprintf(s->path.name, sizeof(s->path.name), "%s", disk);
+	return &s->path;
 }

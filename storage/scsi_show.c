@@ -48,6 +48,22 @@ static void say_keys(const struct scsi_pr *s, const struct lm_pr_view *v, struct
 	}
 }
 
+/* The kernel's nexuses are those of the guest's own I/O. */
+static void say_missing(const struct scsi_pr *s, const struct lm_pr_view *v, struct lm_lock_info *ret)
+{
+	unsigned keys = 0, up = 0;
+
+	if (ret->state != LM_LOCK_HELD_HERE || !s->options.find)
+		return;
+	for (unsigned i = 0; i < v->nkeys; i++)
+		keys += v->keys[i] == v->holder;
+	for (unsigned i = 0; i < s->npaths; i++)
+		up += s->paths[i]->up;
+	if (keys < up)
+		lm_lock_say(ret, "only %u of %u paths of this host are registered: what is written through the others fails; `lock "
+			    "acquire` registers them", keys, up);
+}
+
 int pr_show(struct lm_lock *l, struct lm_lock_info *ret, int64_t deadline_ns, struct lm_error *err)
 {
 	struct scsi_pr *s = pr_of(l);
@@ -58,6 +74,7 @@ int pr_show(struct lm_lock *l, struct lm_lock_info *ret, int64_t deadline_ns, st
 		return r;
 	say_holder(s, &v, ret);
 	say_keys(s, &v, ret);
+	say_missing(s, &v, ret);
 	for (unsigned i = 0; i < s->npaths; i++)
 		lm_lock_say(ret, "path %s: %s", s->paths[i]->name, s->paths[i]->up ? "works" : "does not work");
 	lm_lock_say(ret, "generation %u", v.generation);

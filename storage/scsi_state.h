@@ -18,10 +18,13 @@ struct scsi_pr {
 	char host[LM_LOCK_HOST_MAX];
 	uint64_t key;        /* what path->registered is about; 0: none */
 	uint32_t generation; /* the last one seen: going back means that the target forgot */
+	struct lm_pr_view seen; /* the last view */
 	uint8_t id[LM_LOCK_ID_SIZE];
 	bool doubt;          /* a registration may be gone although nobody told us: make it again */
+	bool in_flight;      /* of whom the reservation was preempted: commands may be, until it is aborted or reset */
 	uint64_t breaking;   /* the holder that a break is about, and nobody else */
-	bool no_abort, no_aptpl; /* what this target refused */
+	bool asked;          /* what the target says that it can do */
+	bool no_abort, no_aptpl; /* what this target cannot, or refused */
 };
 
 static inline struct scsi_pr *pr_of(struct lm_lock *l)
@@ -46,8 +49,10 @@ int pr_held_by(const struct scsi_pr *s, const struct lm_pr_view *v, int code, st
 
 /* --- scsi_reg.c: paths, and registrations through them --- */
 
-/* Try the paths that are down once more; at least one must be up. */
+/* Find paths that were added or removed, and try those that are down once more; at least one must be up. */
 int pr_revive(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err);
+/* The same without those that failed before: inside the blackout, where a dead path would cost seconds. */
+int pr_join(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err);
 /* The first path that is up, one with a registration if there is any; NULL: none. */
 struct lm_scsi_path *pr_best(const struct scsi_pr *s);
 /* Keys and reservation, through whatever path works. */
@@ -55,6 +60,16 @@ int pr_view(struct scsi_pr *s, struct lm_pr_view *v, int64_t deadline_ns, struct
 /* REGISTER in one of its two ways through one path; key 0 unregisters. */
 int pr_reg(struct scsi_pr *s, struct lm_scsi_path *p, enum lm_pr_out how, uint64_t old, uint64_t key,
 	   int64_t deadline_ns, struct lm_error *err);
+/*
+ * This host holds the reservation with s->key, says v.  When the target knows that key of
+ * fewer nexuses than we do, somebody removed one: then all are registered again.
+ */
+int pr_reg_again(struct scsi_pr *s, const struct lm_pr_view *v, int64_t deadline_ns, struct lm_error *err);
+/*
+ * Key on a path of which is not known whether it is registered, and with which key.  A
+ * key of another program is not replaced: -EPERM.
+ */
+int pr_reg_new(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, int64_t deadline_ns, struct lm_error *err);
 /* Key on all paths that are up.  A path that does not take it is not an error as long as one does. */
 int pr_reg_all(struct scsi_pr *s, uint64_t key, int64_t deadline_ns, struct lm_error *err);
 /* Nothing of this handle stays registered, but through path keep (NULL: none). */
@@ -64,11 +79,14 @@ void pr_withdraw(struct scsi_pr *s, int64_t deadline_ns);
 int pr_purge(struct scsi_pr *s, struct lm_scsi_path *p, const struct lm_pr_view *v, uint64_t keep,
 	     int64_t deadline_ns, struct lm_error *err);
 /*
- * PREEMPT of key `other` by `key`, with what makes commands of the other host's nexuses
- * that are still in flight end before this returns, unless they are known not to be.
+ * PREEMPT of key `other` by `key`.  Unless its host is known to be quiet, by PREEMPT AND
+ * ABORT, or s->in_flight stays set: then pr_settle() has to end what is in flight.
  */
 int pr_preempt(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, uint64_t other, bool quiet,
 	       int64_t deadline_ns, struct lm_error *err);
+
+/* LOGICAL UNIT RESET, if that is still needed. */
+int pr_settle(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err);
 
 /* --- scsi_pr.c --- */
 

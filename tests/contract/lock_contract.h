@@ -41,6 +41,9 @@ extern const struct world lease_world;
 #ifdef HAVE_LIBISCSI
 extern const struct world scsi_world;
 #endif
+#ifdef HAVE_SGUTILS
+extern const struct world map_world, disk_world;
+#endif
 #ifdef HAVE_SANLOCK
 extern const struct world sanlock_world;
 #endif

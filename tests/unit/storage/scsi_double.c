@@ -89,6 +89,7 @@ static uint8_t pr_out(struct unit *u, int n, struct lm_scsi_cmd *cmd)
 	if ((action == 5 && u->no_abort) || (cmd->data[20] & 1 && u->no_aptpl)) {
 		cmd->sense_key = 5;
 		cmd->asc = 0x2400;
+		u->refusals++;
 		return 2;
 	}
 	if (action != 6 && (action || u->nexus[n].key || key) && u->nexus[n].key != key)
@@ -113,6 +114,7 @@ static uint8_t pr_out(struct unit *u, int n, struct lm_scsi_cmd *cmd)
 			u->holder = -1;
 		return 0;
 	default:
+		u->aborts += action == 5;
 		return preempt(u, n, type, other);
 	}
 }
@@ -139,6 +141,26 @@ static void pr_in(struct unit *u, struct lm_scsi_cmd *cmd)
 	cmd->got = 8 + len;
 }
 
+/* REPORT CAPABILITIES, or of REPORT SUPPORTED OPERATION CODES what is asked for. */
+static void says(const struct unit *u, struct lm_scsi_cmd *cmd)
+{
+	if (!u->says) {
+		cmd->status = 2;
+		cmd->sense_key = 5;
+		return;
+	}
+	memset(cmd->data, 0, cmd->len);
+	cmd->got = 8;
+	if (cmd->cdb[0] == 0xa3) {
+		cmd->data[1] = u->says_abort ? 3 : 1;
+		return;
+	}
+	cmd->data[1] = 8;
+	cmd->data[2] = u->says_aptpl;
+	cmd->data[3] = 0x80;
+	cmd->data[4] = u->says_types;
+}
+
 static void execute(struct unit *u, int n, struct lm_scsi_cmd *cmd)
 {
 	static const uint8_t name[] = { 0, 0x83, 0, 8, 1, 3, 0, 4, 'u', 'n', 'i', 't' };
@@ -155,7 +177,13 @@ static void execute(struct unit *u, int n, struct lm_scsi_cmd *cmd)
 		cmd->status = pr_out(u, n, cmd);
 		break;
 	case 0x5e:
-		pr_in(u, cmd);
+		if (cmd->cdb[1] == 2)
+			says(u, cmd);
+		else
+			pr_in(u, cmd);
+		break;
+	case 0xa3:
+		says(u, cmd);
 		break;
 	case 0x12:
 		memcpy(cmd->data, name, sizeof(name));

@@ -13,7 +13,10 @@ struct unit {
 	unsigned nnexuses;
 	int holder;         /* nexus, -1: none */
 	uint8_t type;
-	unsigned resets;
+	unsigned resets, aborts, refusals;
+	/* what it says that it can do; else it does not know that question */
+	bool says, says_abort, says_aptpl;
+	uint8_t says_types;
 
 	/* what it does wrong */
 	bool no_abort, no_aptpl;

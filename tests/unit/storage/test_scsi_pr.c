@@ -105,6 +105,11 @@ static int do_release(struct pair *t)
 	return lm_lock_release(t->a, soon(), NULL);
 }
 
+static int do_break(struct pair *t)
+{
+	return lm_lock_break(t->b, soon(), NULL);
+}
+
 static int do_announce(struct pair *t)
 {
 	uint8_t note[LM_LOCK_NOTE_SIZE];
@@ -123,6 +128,7 @@ static const struct step {
 	{ "reclaim", true, true, do_reclaim },
 	{ "release", false, true, do_release },
 	{ "announce", false, true, do_announce },
+	{ "break", false, false, do_break },
 };
 
 /* The one path of the two left must do.  false: the operation has fewer commands than that. */
@@ -144,9 +150,11 @@ static bool path_dies(const struct step *s, int at, bool after, bool no_abort)
 	reached = t.unit.count > at;
 	if (r)
 		fail_msg("%s: command %d of path one dies %s it was done: %d", s->name, at, after ? "after" : "before", r);
+	if (!s->quiet && !t.unit.resets && !t.unit.aborts)
+		fail_msg("%s, command %d: what was in flight goes on", s->name, at);
 	if (s->run == do_take)
 		only(&t, t.b, s->name, at);
-	else if (s->run != do_release)
+	else if (s->run != do_release && s->run != do_break)
 		only(&t, t.a, s->name, at);
 	else
 		ok(lm_lock_acquire(t.b, soon(), &err));
@@ -309,6 +317,59 @@ static void neither_abort_nor_reset_when_all_is_quiet(void **state)
 	pair_stop(&t);
 }
 
+static void what_the_target_says_it_cannot_is_not_tried(void **state)
+{
+	struct pair t;
+
+	(void)state;
+	unit_init(&t.unit);
+	t.unit.says = t.unit.no_abort = t.unit.no_aptpl = true;
+	t.unit.says_types = 1 << 5;
+	t.a = host(&t.unit, "host-a");
+	t.b = host(&t.unit, "host-b");
+	ok(lm_lock_acquire(t.a, soon(), &err));
+	offered(&t, false);
+	ok(lm_lock_take(t.b, t.note, NULL, soon(), &err));
+	assert_int_equal(t.unit.refusals, 0);
+	assert_int_equal(t.unit.resets, 1);
+	pair_stop(&t);
+}
+
+static void what_it_says_it_can_is_believed_until_it_refuses(void **state)
+{
+	struct pair t;
+
+	(void)state;
+	unit_init(&t.unit);
+	t.unit.says = t.unit.says_abort = t.unit.says_aptpl = true;
+	t.unit.no_abort = t.unit.no_aptpl = true;
+	t.unit.says_types = 0xff;
+	t.a = host(&t.unit, "host-a");
+	t.b = host(&t.unit, "host-b");
+	ok(lm_lock_acquire(t.a, soon(), &err));
+	offered(&t, false);
+	ok(lm_lock_take(t.b, t.note, NULL, soon(), &err));
+	assert_int_equal(t.unit.refusals, 3); /* APTPL once per host, and the abort */
+	assert_int_equal(t.unit.resets, 1);
+	pair_stop(&t);
+}
+
+static void a_target_without_the_type_is_refused(void **state)
+{
+	static const struct lm_scsi_pr_options options = { .type = 5 };
+	struct lm_scsi_path *path;
+	struct lm_lock *l = NULL;
+	struct unit u;
+
+	(void)state;
+	unit_init(&u);
+	u.says = true;
+	u.says_types = 0xff & ~(1 << 5);
+	path = unit_path(&u, "one");
+	assert_int_equal(lm_scsi_pr_new(&path, 1, &options, "host-a", soon(), &l, NULL), -ENOTSUP);
+	assert_null(l);
+}
+
 static void keys_say_whose_they_are(void **state)
 {
 	(void)state;
@@ -328,6 +389,9 @@ int main(int argc, char *argv[])
 		cmocka_unit_test(without_the_proof_it_is_not_noticed),
 		cmocka_unit_test(a_reset_follows_where_there_is_no_abort),
 		cmocka_unit_test(neither_abort_nor_reset_when_all_is_quiet),
+		cmocka_unit_test(what_the_target_says_it_cannot_is_not_tried),
+		cmocka_unit_test(what_it_says_it_can_is_believed_until_it_refuses),
+		cmocka_unit_test(a_target_without_the_type_is_refused),
 		cmocka_unit_test(keys_say_whose_they_are),
 	};
 
