@@ -139,6 +139,7 @@ static int qemu_resume(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times
 static const struct lm_vm_ops qemu_ops = {
 	.name = "qemu",
 	.regions = qemu_regions,
+	.ram_is = qemu_ram_is,
 	.tracker = qemu_tracker,
 	.pager = qemu_pager,
 	.drain = qemu_drain,
