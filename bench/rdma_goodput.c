@@ -30,7 +30,7 @@
 
 #define MIB (UINT64_C(1) << 20)
 #define RUN MIB
-#define WINDOW (16 * MIB) /* a lane has so much under way: the lanes share the work as it gets done */
+#define WINDOW (8 * MIB) /* a lane has so much under way, twice what ends with a completion: the lanes share the work as it gets done */
 #define RAILS_MAX 8
 
 struct side {

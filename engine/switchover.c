@@ -20,19 +20,16 @@
  */
 static int check_layout(struct lm_session *s, struct lm_error *err)
 {
-	struct lm_ram now;
+	bool same;
 	int r;
 
 	if (lm_broken("layout"))
 		return 0;
-	r = lm_vm_regions(s->vm, &now, err);
-	if (r)
-		return r;
-	if (!lm_ram_same(&s->ram, &now))
+	r = lm_vm_ram_is(s->vm, &s->ram, &same, err);
+	if (!r && !same)
 		r = lm_err(err, -ESTALE, LM_SCOPE_SESSION,
 			   "the guest's memory was plugged, unplugged or resized during the migration: "
 			   "give the destination the same memory and start again");
-	lm_ram_fini(&now);
 	return r;
 }
 

@@ -9,6 +9,22 @@ int lm_vm_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err
 	return vm->ops->regions(vm, ret_ram, err);
 }
 
+int lm_vm_ram_is(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err)
+{
+	struct lm_ram now;
+	int r;
+
+	*ret = false;
+	if (vm->ops->ram_is)
+		return vm->ops->ram_is(vm, ram, ret, err);
+	r = lm_vm_regions(vm, &now, err);
+	if (r)
+		return r;
+	*ret = lm_ram_same(ram, &now);
+	lm_ram_fini(&now);
+	return 0;
+}
+
 int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err)
 {
 	*ret = NULL;

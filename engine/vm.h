@@ -43,6 +43,11 @@ struct lm_vm_ops {
 	const char *name;
 	/* Read the RAM layout anew; *ret_ram is the caller's (lm_ram_fini), not mapped. */
 	int (*regions)(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err);
+	/*
+	 * *ret: whether the layout is still this one.  Asked while the guest stands still: as few questions as
+	 * will do.  NULL: regions tells.
+	 */
+	int (*ram_is)(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err);
 	/* Source: make the tracker for this VM's RAM, not started. */
 	int (*tracker)(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret,
 		       struct lm_error *err);
@@ -97,6 +102,7 @@ struct lm_vm {
 };
 
 int lm_vm_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err);
+int lm_vm_ram_is(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err);
 int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err);
 int lm_vm_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
 int lm_vm_drain(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err);

@@ -146,6 +146,7 @@ static int qemu_keep_fd(struct lm_vm *vm, const char *name, int fd, struct lm_er
 static const struct lm_vm_ops qemu_ops = {
 	.name = "qemu",
 	.regions = qemu_regions,
+	.ram_is = qemu_ram_is,
 	.tracker = qemu_tracker,
 	.pager = qemu_pager,
 	.drain = qemu_drain,

@@ -77,6 +77,7 @@ struct qemu_memdevs {
 int qemu_memdevs_read(struct qemu *q, struct qemu_memdevs *ret, struct lm_error *err);
 void qemu_memdevs_fini(struct qemu_memdevs *m);
 int qemu_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err);
+int qemu_ram_is(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err);
 
 /* qemu_devices.c: the devices and their types, as far as they matter here. */
 /* Calls fn for every device that the user added; stops at the first that returns non-zero. */

@@ -287,3 +287,50 @@ int qemu_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err)
 		*ret_ram = ram;
 	return r;
 }
+
+static const struct lm_region *region_named(const struct lm_ram *ram, const char *id)
+{
+	for (unsigned i = 0; i < ram->nregions; i++)
+		if (!strcmp(ram->regions[i].name, id))
+			return &ram->regions[i];
+	return NULL;
+}
+
+static bool region_is_mapped(const struct lm_region *r, const struct lm_maps *maps)
+{
+	struct lm_maprun run = { 0 };
+
+	return lm_maps_find(maps, r->dev, r->ino, r->file_offset, r->size, &run) == 1 && run.offset <= r->file_offset &&
+	       run.offset + run.size >= r->file_offset + r->size && r->vm_addr == run.start + (r->file_offset - run.offset);
+}
+
+static bool memdev_is(struct json_object *o, const struct lm_region *r)
+{
+	uint64_t size = (uint64_t)lm_js_int(o, "size", 0);
+
+	return lm_js_true(o, "share") && (size + r->page_size - 1) / r->page_size * r->page_size == r->size;
+}
+
+/* The ids are those of the regions, each once; a file that was changed under an id shows in the mappings. */
+int qemu_ram_is(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err)
+{
+	LM_AUTO_JS struct json_object *list = NULL;
+	struct qemu *q = qemu_of(vm);
+	struct lm_maps maps = { 0 };
+	bool same;
+	int r = qemu_ask(q, "query-memdev", NULL, &list, err);
+
+	if (!r)
+		r = lm_maps_read(q->pid, &maps, err);
+	if (r)
+		return r;
+	same = lm_js_len(list) == ram->nregions;
+	for (size_t i = 0; same && i < ram->nregions; i++) {
+		const struct lm_region *named = region_named(ram, lm_js_text(lm_js_at(list, i), "id"));
+
+		same = named && memdev_is(lm_js_at(list, i), named) && region_is_mapped(named, &maps);
+	}
+	lm_maps_fini(&maps);
+	*ret = same;
+	return 0;
+}

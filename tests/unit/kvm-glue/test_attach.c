@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 #include "cleanup.h"
 #include "clock.h"
-#include "qemu.h"
+#include "qemu_priv.h"
 #include "qemu_rig.h"
 #include "../../lib/skip.h"
 
@@ -89,6 +89,46 @@ static void a_shared_file_is_accepted(void **state)
 	assert_int_equal(ram.regions[0].ino, st.st_ino);
 	assert_false(ram.may_discard);
 	assert_int_equal(lm_ram_map(&ram, false, &err), 0);
+	lm_ram_fini(&ram);
+}
+
+static bool ram_is(const struct lm_ram *ram)
+{
+	bool same = true;
+
+	assert_int_equal(lm_vm_ram_is(vm, ram, &same, &err), 0);
+	return same;
+}
+
+static void memory_that_is_plugged_or_changed_is_seen(void **state)
+{
+	struct lm_ram ram = { 0 };
+	struct lm_region *r, before;
+
+	(void)state;
+	rig_start_good(&q, "-S");
+	assert_attached(attach(LM_SOURCE));
+	assert_int_equal(lm_vm_regions(vm, &ram, &err), 0);
+	assert_true(ram_is(&ram));
+	r = &ram.regions[0];
+	before = *r;
+	r->size += LM_PAGE_SIZE;
+	assert_false(ram_is(&ram));
+	*r = before;
+	r->vm_addr += LM_PAGE_SIZE;
+	assert_false(ram_is(&ram));
+	*r = before;
+	r->ino++;
+	assert_false(ram_is(&ram));
+	*r = before;
+	r->name[0] = 'x';
+	assert_false(ram_is(&ram));
+	*r = before;
+	assert_int_equal(qemu_ask(qemu_of(vm), "object-add", json_tokener_parse("{\"qom-type\": \"memory-backend-ram\", "
+				  "\"id\": \"more\", \"size\": 4194304}"), NULL, &err), 0);
+	assert_false(ram_is(&ram));
+	assert_int_equal(qemu_ask(qemu_of(vm), "object-del", lm_js_strings("id", "more", NULL), NULL, &err), 0);
+	assert_true(ram_is(&ram));
 	lm_ram_fini(&ram);
 }
 
@@ -471,6 +511,7 @@ int main(void)
 #define T(name) cmocka_unit_test_teardown(name, teardown)
 	const struct CMUnitTest tests[] = {
 		T(a_shared_file_is_accepted),
+		T(memory_that_is_plugged_or_changed_is_seen),
 		T(a_paused_guest_is_accepted),
 		T(microvm_is_accepted),
 		T(the_sandbox_is_no_obstacle),
