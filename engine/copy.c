@@ -194,7 +194,7 @@ static int lane_work(struct lm_copier *c, unsigned lane, struct lm_error *err)
 	       (i = atomic_fetch_add(&c->cursor, 1)) < c->nchunks) {
 		struct chunk k = chunk_at(c, i);
 
-		c->owner[i] = (uint8_t)(lane + 1);
+		atomic_store_explicit(&c->owner[i], (uint8_t)(lane + 1), memory_order_relaxed);
 		if (atomic_load_explicit(&c->stop, memory_order_relaxed))
 			return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "stopped");
 		r = copy_chunk(c, lane, &k, err);
@@ -212,17 +212,17 @@ static void copy_worker(void *ctx, unsigned lane)
 	struct lm_lane *l = &c->lanes[lane];
 	int r;
 
-	if (l->dead)
+	if (atomic_load(&l->dead))
 		return;
 	l->nruns = 0;
 	l->bytes = 0;
 	r = lane_work(c, lane, &l->error);
 	if (!r)
 		return;
-	l->dead = true;
 	/* The code tells finish() that this lane's pages are missing: it must not depend on the backend. */
 	if (!l->error.code)
 		lm_err_errno(&l->error, r, LM_SCOPE_LANE, "transport");
+	atomic_store(&l->dead, true);
 }
 
 static void job_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes)
@@ -231,7 +231,9 @@ static void job_start(struct lm_copier *c, const struct lm_pageset *todo, const 
 	c->holes = holes;
 	atomic_store(&c->cursor, 0);
 	atomic_store(&c->enough, false);
-	memset(c->owner, 0, c->nchunks);
+	for (uint32_t i = 0; i < c->nchunks; i++)
+		atomic_store_explicit(&c->owner[i], 0, memory_order_relaxed);
+	c->has_lost = false;
 	lm_pool_start(c->pool, copy_worker, c);
 }
 
@@ -260,7 +262,7 @@ void lm_copier_rest(const struct lm_copier *c, struct lm_pageset *rest)
 		const struct lm_bitmap *todo = &c->todo->maps[k.region];
 		uint64_t pos = k.first, end = k.first + k.n, first, n;
 
-		while (!c->owner[i] && (n = lm_bitmap_next_run(todo, pos, end, &first))) {
+		while (!atomic_load(&c->owner[i]) && (n = lm_bitmap_next_run(todo, pos, end, &first))) {
 			lm_bitmap_set_range(&rest->maps[k.region], first, n);
 			pos = first + n;
 		}
@@ -272,7 +274,7 @@ unsigned lm_copier_live_lanes(const struct lm_copier *c)
 	unsigned n = 0;
 
 	for (unsigned i = 0; i < c->nlanes; i++)
-		n += !c->lanes[i].dead;
+		n += !atomic_load(&c->lanes[i].dead);
 	return n;
 }
 
@@ -291,7 +293,7 @@ int lm_copier_finish(struct lm_copier *c, uint64_t *ret_dropped, struct lm_error
 		*ret_dropped |= UINT64_C(1) << i;
 	}
 	if (!last)
-		return 0;
+		return c->has_lost;
 	if (!lm_copier_live_lanes(c))
 		return lm_err(err, last->error.code, LM_SCOPE_SESSION, "no lane is left: lane %u: %.400s",
 			      (unsigned)(last - c->lanes), last->error.msg);
@@ -302,13 +304,13 @@ int lm_copier_finish(struct lm_copier *c, uint64_t *ret_dropped, struct lm_error
  * What a dead lane has put where is unknown: its chunks go out whole, zeros
  * included.  A chunk without an owner was reached by no lane at all.
  */
-static void sort_chunk(struct lm_copier *c, const struct chunk *k, bool is_lost, struct lm_pageset *lost)
+static void sort_chunk(struct lm_copier *c, const struct chunk *k, bool again, struct lm_pageset *lost)
 {
 	const struct lm_bitmap *todo = &c->todo->maps[k->region];
 	uint64_t pos = k->first, end = k->first + k->n, first, n;
 
 	while ((n = lm_bitmap_next_run(todo, pos, end, &first))) {
-		if (is_lost) {
+		if (again) {
 			lm_bitmap_set_range(&lost->maps[k->region], first, n);
 			lm_bitmap_set_range(&c->filled.maps[k->region], first, n);
 		} else if (c->todo == lost) {
@@ -318,17 +320,40 @@ static void sort_chunk(struct lm_copier *c, const struct chunk *k, bool is_lost,
 	}
 }
 
+static bool is_lost(const struct lm_copier *c, uint32_t chunk, uint64_t dropped)
+{
+	uint8_t owner = atomic_load_explicit(&c->owner[chunk], memory_order_relaxed);
+
+	return !owner || owner == LM_CHUNK_LOST || dropped >> (owner - 1) & 1;
+}
+
 void lm_copier_redo(struct lm_copier *c, uint64_t dropped, struct lm_pageset *lost)
 {
 	for (uint32_t i = 0; i < c->nchunks; i++) {
 		struct chunk k = chunk_at(c, i);
 
-		sort_chunk(c, &k, !c->owner[i] || dropped >> (c->owner[i] - 1) & 1, lost);
+		sort_chunk(c, &k, is_lost(c, i, dropped), lost);
 	}
 	for (unsigned i = 0; i < c->nlanes; i++)
 		if (dropped >> i & 1)
 			lm_err_clear(&c->lanes[i].error);
 	job_start(c, lost, c->holes); /* interrupted as it was */
+}
+
+/* The chunks of others change under us, those of this lane do not: its thread has ended. */
+void lm_copier_revive(struct lm_copier *c, unsigned lane)
+{
+	struct lm_lane *l = &c->lanes[lane];
+
+	for (uint32_t i = 0; i < c->nchunks; i++) {
+		if (atomic_load_explicit(&c->owner[i], memory_order_relaxed) != lane + 1)
+			continue;
+		atomic_store_explicit(&c->owner[i], LM_CHUNK_LOST, memory_order_relaxed);
+		c->has_lost = true;
+	}
+	lm_err_clear(&l->error);
+	l->flush_seq = 0;
+	atomic_store(&l->dead, false);
 }
 
 void lm_copier_totals(const struct lm_copier *c, struct lm_copy_totals *ret)
@@ -362,7 +387,7 @@ static int chunks_init(struct lm_copier *c)
 	}
 	c->region_chunk0[c->ram->nregions] = (uint32_t)n;
 	c->nchunks = (uint32_t)n;
-	c->owner = calloc(n ? n : 1, 1);
+	c->owner = calloc(n ? n : 1, sizeof(*c->owner));
 	return c->owner ? 0 : -ENOMEM;
 }
 

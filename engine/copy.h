@@ -23,6 +23,8 @@
 #include "transport.h"
 
 #define LM_CHUNK_PAGES 1024
+/* Owner of what a lane had that failed, once it has come back. */
+#define LM_CHUNK_LOST 255
 
 /* Counters of one lane, written by its thread, read by any. */
 struct lm_lane_stats {
@@ -30,7 +32,7 @@ struct lm_lane_stats {
 } __attribute__((aligned(64)));
 
 struct lm_lane {
-	bool dead; /* written by its thread during a job, by the session's thread between jobs */
+	_Atomic bool dead; /* set by its thread, the last of what it does; cleared by the session's thread */
 	struct lm_error error;
 	uint64_t flush_seq;
 	struct lm_run runs[LM_WRITE_MAX]; /* lane thread only */
@@ -52,7 +54,8 @@ struct lm_copier {
 	uint32_t *region_chunk0;         /* first chunk of each region; nregions + 1 entries */
 	/* One job */
 	const struct lm_pageset *todo, *holes;
-	uint8_t *owner;                  /* per chunk: lane + 1 */
+	_Atomic uint8_t *owner;          /* per chunk: lane + 1, or LM_CHUNK_LOST */
+	bool has_lost;                   /* there are such chunks */
 	_Atomic uint32_t cursor;
 	_Atomic bool stop;
 	_Atomic bool enough;             /* no more chunks are begun in this job */
@@ -84,7 +87,9 @@ void lm_copier_rest(const struct lm_copier *c, struct lm_pageset *rest);
  * Blocks until the job has ended.  0: every page of todo is placed and visible at
  * the destination.  1: lanes died during the job; *ret_dropped has their bits, and
  * once the destination has confirmed that they are dropped, lm_copier_redo()
- * starts the rest anew.  Error: no lane is left, or the job was stopped.
+ * starts the rest anew (no bits: the lanes have come back, but not what they had).
+ * Error: the job was stopped, or no lane is left; then *ret_dropped is set, too, and the
+ * rest can be started anew when a lane has come back.
  */
 int lm_copier_finish(struct lm_copier *c, uint64_t *ret_dropped, struct lm_error *err);
 /*
@@ -92,7 +97,14 @@ int lm_copier_finish(struct lm_copier *c, uint64_t *ret_dropped, struct lm_error
  * first redo of a job and the same object at later ones, and stays until the job has ended.
  */
 void lm_copier_redo(struct lm_copier *c, uint64_t dropped, struct lm_pageset *lost);
+/*
+ * From the session's thread, during a job or after it: this lane, which died, was dropped at
+ * the destination and is connected again.  It takes part in the next job; in one that runs,
+ * once its worker is started again.
+ */
+void lm_copier_revive(struct lm_copier *c, unsigned lane);
 void lm_copier_totals(const struct lm_copier *c, struct lm_copy_totals *ret);
+/* At any time. */
 unsigned lm_copier_live_lanes(const struct lm_copier *c);
 
 #endif

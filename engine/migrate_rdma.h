@@ -90,6 +90,7 @@ enum lm_event_type {
 	LM_EVENT_DECISION,   /* .decision: go on, switch over, force or abort, and why */
 	LM_EVENT_POSTCOPY,   /* .postcopy: a few times a second while pages are missing */
 	LM_EVENT_STAGE,      /* .stage: the session entered a named stage */
+	LM_EVENT_LANE,       /* .lane: a lane was lost, or is back */
 	LM_EVENT_COMPLETED,  /* .summary: last event of a session, whatever its outcome */
 };
 
@@ -193,6 +194,7 @@ struct lm_event {
 		struct lm_decision decision;
 		struct lm_postcopy_stats postcopy;
 		struct { const char *name; } stage;
+		struct { unsigned lane, live; bool back; const char *why; } lane; /* live: lanes that work; why: it was lost */
 		struct lm_summary summary;
 	} u;
 };

@@ -8,7 +8,7 @@
 struct worker {
 	struct lm_pool *pool;
 	unsigned index;
-	bool busy; /* under pool->mutex */
+	bool due, busy; /* under pool->mutex: has to run; has not ended */
 	pthread_t thread;
 };
 
@@ -20,7 +20,6 @@ struct lm_pool {
 	pthread_cond_t work, idle;
 	lm_pool_fn *fn;
 	void *ctx;
-	uint64_t generation; /* of the job */
 	unsigned running;
 	bool active, stop;
 	struct worker workers[];
@@ -43,16 +42,15 @@ static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	struct lm_pool *p = w->pool;
-	uint64_t seen = 0;
 
 	for (;;) {
 		lm_pool_fn *fn;
 		void *ctx;
 
 		pthread_mutex_lock(&p->mutex);
-		while (!p->stop && p->generation == seen)
+		while (!p->stop && !w->due)
 			pthread_cond_wait(&p->work, &p->mutex);
-		seen = p->generation;
+		w->due = false;
 		fn = p->fn;
 		ctx = p->ctx;
 		if (p->stop) {
@@ -117,13 +115,30 @@ void lm_pool_start(struct lm_pool *p, lm_pool_fn *fn, void *ctx)
 	pthread_mutex_lock(&p->mutex);
 	p->fn = fn;
 	p->ctx = ctx;
-	p->generation++;
 	p->running = p->nworkers;
 	p->active = true;
 	for (unsigned i = 0; i < p->nworkers; i++)
-		p->workers[i].busy = true;
+		p->workers[i].due = p->workers[i].busy = true;
 	pthread_cond_broadcast(&p->work);
 	pthread_mutex_unlock(&p->mutex);
+}
+
+bool lm_pool_restart_worker(struct lm_pool *p, unsigned worker)
+{
+	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&p->mutex);
+	struct worker *w = &p->workers[worker];
+	uint64_t n;
+
+	if (!p->active || w->busy)
+		return false;
+	/* The last one may have just said that all have ended: it no longer holds. */
+	if (!p->running && read(p->done_fd, &n, sizeof(n)) < 0) {
+		/* Written before running became 0: there is something to read. */
+	}
+	w->due = w->busy = true;
+	p->running++;
+	pthread_cond_broadcast(&p->work);
+	return true;
 }
 
 int lm_pool_done_fd(const struct lm_pool *p)

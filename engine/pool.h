@@ -7,6 +7,7 @@
 #ifndef LM_POOL_H
 #define LM_POOL_H
 
+#include <stdbool.h>
 #include "error.h"
 
 struct lm_pool;
@@ -19,6 +20,11 @@ void lm_pool_start(struct lm_pool *p, lm_pool_fn *fn, void *ctx);
 int lm_pool_done_fd(const struct lm_pool *p);
 /* Block until the job has ended, and make the pool ready for the next. No job: returns at once. */
 void lm_pool_finish(struct lm_pool *p);
+/*
+ * This worker, whose part of the job has ended, runs the job's function once more; the job then ends with
+ * the last of them.  False: there is no job (lm_pool_finish() was called), or the worker is at it.
+ */
+bool lm_pool_restart_worker(struct lm_pool *p, unsigned worker);
 /* Block until this worker's part of the job has ended. */
 void lm_pool_wait_worker(struct lm_pool *p, unsigned worker);
 unsigned lm_pool_size(const struct lm_pool *p);

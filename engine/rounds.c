@@ -188,6 +188,11 @@ static void switch_early(struct lm_session *s)
 	}
 }
 
+static int64_t silence_ns(const struct lm_session *s)
+{
+	return s->opt.peer_timeout_ns + (s->src.pause_begun ? 0 : s->patience_ns);
+}
+
 /* What has to be looked at while lanes work: the peer, the user, the clock, the VM. */
 static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 {
@@ -204,9 +209,9 @@ static int tick(struct lm_session *s, bool vm_exited, struct lm_error *err)
 	if (!r && vm_exited)
 		r = lm_err(err, -ESRCH, LM_SCOPE_VM, "the guest's QEMU has exited");
 	/* Only a peer that was asked owes an answer: a drain may keep us from asking for long. */
-	if (!r && src->asked_ns > s->control.last_heard_ns && now - src->asked_ns > s->opt.peer_timeout_ns)
+	if (!r && src->asked_ns > s->control.last_heard_ns && now - src->asked_ns > silence_ns(s))
 		r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the destination has not answered for %.1f s",
-			   (double)s->opt.peer_timeout_ns / 1e9);
+			   (double)silence_ns(s) / 1e9);
 	if (postcopy_asked(s, now))
 		switch_early(s);
 	if (!r && !src->pause_begun && now > src->deadline_ns)
@@ -268,7 +273,7 @@ static int look(struct lm_session *s, struct lm_error *err)
 
 static int wait_job(struct lm_session *s, struct lm_error *err)
 {
-	struct pollfd p[4] = {
+	struct pollfd p[5] = {
 		{ .fd = lm_pool_done_fd(s->pool), .events = POLLIN },
 		{ .fd = lm_control_fd(&s->control), .events = POLLIN },
 		{ .fd = s->cancel_fd, .events = POLLIN },
@@ -278,11 +283,14 @@ static int wait_job(struct lm_session *s, struct lm_error *err)
 	for (;;) {
 		int r;
 
-		if (poll(p, 4, 100) < 0 && errno != EINTR)
+		p[4] = (struct pollfd){ .fd = lm_lanes_fd(s), .events = POLLIN };
+		if (poll(p, 5, 100) < 0 && errno != EINTR)
 			return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "poll");
 		if (p[0].revents)
 			return 0;
 		r = tick(s, p[3].revents != 0, err);
+		if (!r)
+			r = lm_lanes_tick(s, err);
 		if (!r && look_is_due(s, lm_now_ns()))
 			r = look(s, err);
 		if (r)
@@ -290,32 +298,58 @@ static int wait_job(struct lm_session *s, struct lm_error *err)
 	}
 }
 
-/* Nothing of this lane may land any more before its pages go out on another. */
-static int drop_lanes(struct lm_session *s, uint64_t lanes, struct lm_error *err)
+/* No lane is left, err says why: until one is back, the time is out, or something else ends the wait. */
+static int await_lane(struct lm_session *s, struct lm_error *err)
 {
-	for (unsigned i = 0; i < s->src.copier.nlanes; i++) {
-		struct le32 lane = lm_le32(i);
-		struct lm_msg msg;
-		uint32_t answer;
+	int64_t until = lm_lanes_wait_until(s);
+	struct lm_error why = *err;
+	struct pollfd p[4] = {
+		{ .fd = lm_control_fd(&s->control), .events = POLLIN },
+		{ .fd = s->cancel_fd, .events = POLLIN },
+		{ .fd = s->vm->pidfd, .events = POLLIN },
+	};
+
+	if (!until)
+		return why.code;
+	if (lm_now_ns() < until)
+		lm_session_log(s, LM_LOG_WARN, "no lane is left: waiting for one for at most %.1f s",
+			       (double)(until - lm_now_ns()) / 1e9);
+	while (!lm_copier_live_lanes(&s->src.copier)) {
 		int r;
 
-		if (!(lanes >> i & 1))
-			continue;
-		lm_session_log(s, LM_LOG_WARN, "lane %u is dropped: %s", i, s->src.copier.lanes[i].error.msg);
-		lm_transport_shut(s->transport, i);
-		r = lm_control_send(&s->control, LM_MSG_LANE_DROP, &lane, sizeof(lane),
-				    lm_session_peer_deadline(s), err);
+		p[3] = (struct pollfd){ .fd = lm_lanes_fd(s), .events = POLLIN };
+		if (lm_now_ns() >= until) {
+			*err = why;
+			return lm_err_prefix(err, "none has come back within --recover-timeout");
+		}
+		if (poll(p, 4, 100) < 0 && errno != EINTR)
+			return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "poll");
+		r = tick(s, p[2].revents != 0, err);
 		if (!r)
-			r = lm_control_expect(&s->control, LM_MSG_LANE_DROPPED, &msg,
-					      lm_session_peer_deadline(s), err);
-		if (!r)
-			r = lm_wire_get_u32(msg.payload, msg.len, "LANE_DROPPED", &answer, err);
-		if (!r && answer != i)
-			r = lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the destination dropped another lane");
+			r = lm_lanes_tick(s, err);
 		if (r)
 			return r;
 	}
 	return 0;
+}
+
+/* One job until its end: 0, 1: lanes have died (redo), or an error. */
+static int run_job(struct lm_session *s, uint64_t *ret_dropped, struct lm_error *err)
+{
+	struct lm_source *src = &s->src;
+	int r = wait_job(s, err);
+
+	*ret_dropped = 0;
+	if (r)
+		return r;
+	r = lm_copier_finish(&src->copier, ret_dropped, err);
+	if (!r)
+		return 0;
+	if (!*ret_dropped && r < 0)
+		return r;
+	/* Nothing of these lanes may land any more before their pages go out on others. */
+	r = r > 0 ? lm_lanes_drop(s, *ret_dropped, err) : await_lane(s, err);
+	return r ? r : 1;
 }
 
 /* Copies src->todo; the set is empty afterwards. */
@@ -326,23 +360,18 @@ static int copy_todo(struct lm_session *s, struct lm_error *err)
 	int r;
 
 	lm_copier_start(&src->copier, &src->todo, &src->holes);
-	for (;;) {
-		r = wait_job(s, err);
-		if (r) {
-			lm_copier_stop(&src->copier);
-			lm_copier_finish(&src->copier, &dropped, NULL);
-			return r;
-		}
-		r = lm_copier_finish(&src->copier, &dropped, err);
-		if (r <= 0)
-			break;
-		r = drop_lanes(s, dropped, err);
-		if (r)
-			return r;
+	while ((r = run_job(s, &dropped, err)) > 0)
 		lm_copier_redo(&src->copier, dropped, &src->lost);
+	if (!r)
+		r = lm_lanes_settle(s, err);
+	if (r) {
+		lm_lanes_stop(s);
+		lm_copier_stop(&src->copier);
+		lm_copier_finish(&src->copier, &dropped, NULL);
+		return r;
 	}
 	/* Interrupted: what was not copied is dirty as before. */
-	if (!r && atomic_load(&src->copier.enough))
+	if (atomic_load(&src->copier.enough))
 		lm_copier_rest(&src->copier, &src->dirty);
 	lm_pageset_clear_all(&src->todo);
 	lm_pageset_clear_all(&src->lost);
@@ -531,7 +560,7 @@ int lm_precopy_rounds(struct lm_session *s, struct lm_error *err)
 		if (r)
 			return r;
 	} while (d.kind == LM_DECIDE_CONTINUE);
-	return 0;
+	return lm_session_be_patient(s, false, err);
 }
 
 int lm_precopy_last(struct lm_session *s, struct lm_error *err)

@@ -125,6 +125,14 @@ int lm_session_expect(struct lm_session *s, enum lm_msg_type type, struct lm_msg
 	return r;
 }
 
+int lm_session_be_patient(struct lm_session *s, bool patient, struct lm_error *err)
+{
+	int64_t max_ns = INT32_MAX * LM_NS_PER_MS - s->opt.peer_timeout_ns; /* what TCP takes */
+	int64_t more_ns = patient ? lm_deadline_min(s->patience_ns, max_ns) : 0;
+
+	return lm_stream_set_peer_timeout(s->control.stream, s->opt.peer_timeout_ns + (more_ns > 0 ? more_ns : 0), err);
+}
+
 int64_t lm_session_vm_deadline(const struct lm_session *s)
 {
 	return lm_deadline_after(s->opt.qmp_timeout_ns);

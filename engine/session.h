@@ -12,6 +12,7 @@
 #include "converge.h"
 #include "copy.h"
 #include "guardian.h"
+#include "lanes.h"
 #include "pcstate.h"
 #include "puller.h"
 #include "relay.h"
@@ -28,6 +29,7 @@ struct lm_source {
 	struct lm_converge converge;
 	struct lm_pageset dirty, absent, holes, todo, lost;
 	struct lm_relay relay;
+	struct lm_lanes lanes;
 	int64_t last_scan_ns;  /* when the scan before began */
 	int64_t last_ping_ns, last_progress_ns;
 	int64_t asked_ns;      /* when the first PING was sent after the peer was last heard */
@@ -46,6 +48,16 @@ struct lm_source {
 
 enum lm_dest_state { LM_DEST_OPENING, LM_DEST_COPYING, LM_DEST_PREPARED, LM_DEST_LOADED, LM_DEST_DONE };
 
+/* A lane that comes back is waited for by its own thread. */
+struct lm_dest_reopen {
+	struct lm_transport_params params;
+	int stop_fd;             /* eventfd: give the attempt up; -1: not made */
+	uint64_t dropped;        /* bits: LANE_DROP has come, and no LANE_OPEN since */
+	unsigned lane;           /* of the last attempt */
+	_Atomic bool begun;      /* set by the session's thread, taken by the lane's */
+	_Atomic bool under_way;  /* cleared by the lane's thread: until then nobody else touches the lane */
+};
+
 struct lm_dest {
 	enum lm_dest_state state;
 	int listen_fd;
@@ -58,6 +70,7 @@ struct lm_dest {
 	bool load_begun, committed, lane_dropped;
 	bool may_have_run; /* the VM was told to run and has not said that it did not */
 	struct lm_error *lane_errors; /* per lane, written by its thread before it ends */
+	struct lm_dest_reopen reopen;
 };
 
 /* Post-copy: what both sides have of it. */
@@ -115,6 +128,7 @@ struct lm_session {
 	struct lm_postcopy_session pull;
 	struct lm_handover handover;
 	_Atomic bool postcopy_asked;
+	int64_t patience_ns;      /* pre-copy: how much longer than the peer timeout silence is borne */
 	bool recovering;          /* made by lm_recover_open(): there is nothing but a post-copy to go on with */
 	bool opened;              /* both sides agreed: from here on a failure is an abort */
 	union {
@@ -249,6 +263,11 @@ int lm_session_expect(struct lm_session *s, enum lm_msg_type type, struct lm_msg
 /* Deadline for one answer of the peer. */
 int64_t lm_session_peer_deadline(const struct lm_session *s);
 int64_t lm_session_vm_deadline(const struct lm_session *s);
+/*
+ * Before the switchover the guest runs at the source, and nothing is lost by waiting for the
+ * network: whether the control channel outlives s->patience_ns more of silence.
+ */
+int lm_session_be_patient(struct lm_session *s, bool patient, struct lm_error *err);
 
 /* ramhash.c: hash over the content of all RAM, whether its zeros are holes or not. */
 int lm_ram_hash(const struct lm_ram *ram, uint8_t ret[static 16], struct lm_error *err);

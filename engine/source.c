@@ -74,9 +74,12 @@ static int connect_lanes(struct lm_session *s, const struct lm_opened *opened, s
 {
 	struct lm_transport_params p = lm_session_transport_params(s, LM_PUSH);
 
+	int r;
+
 	memcpy(p.token, opened->token, sizeof(p.token));
 	p.endpoint = opened->endpoint;
-	return lm_transport_open(s->transport, &p, err);
+	r = lm_transport_open(s->transport, &p, err);
+	return r ? r : lm_lanes_init(s, &p, opened->reopen, err);
 }
 
 /* The destination's choice must be one that we may use, too: it is the peer's word. */
@@ -248,6 +251,7 @@ void lm_source_cleanup(struct lm_session *s)
 	struct lm_pageset *sets[] = { &src->dirty, &src->absent, &src->holes, &src->todo, &src->lost };
 
 	lm_relay_stop(&src->relay);
+	lm_lanes_fini(s);
 	lm_dirty_close(src->tracker);
 	src->tracker = NULL;
 	for (unsigned i = 0; i < sizeof(sets) / sizeof(sets[0]); i++)

@@ -9,6 +9,10 @@
 #include "stream.h"
 
 /* Keepalive: first probe after a third of the time in which the peer must be heard. */
+#ifndef TCP_RTO_MAX_MS
+#define TCP_RTO_MAX_MS 44 /* Linux 6.15 */
+#endif
+#define RTO_MAX_MS 2000
 #define KEEPALIVE_PROBES 3
 
 static ssize_t plain_result(struct lm_stream *s, ssize_t n, short want)
@@ -97,6 +101,8 @@ int lm_stream_set_peer_timeout(struct lm_stream *s, int64_t timeout_ns, struct l
 		r = set_int(s->fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
 	if (!r)
 		r = set_int(s->fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+	/* A network that comes back is noticed soon, however long it was away.  Older kernels double the time. */
+	set_int(s->fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS);
 	return r ? lm_err_errno(err, r, LM_SCOPE_OPERATION, "cannot set the peer timeout") : 0;
 }
 

@@ -172,6 +172,15 @@ void lm_transport_fence(struct lm_transport *t)
 		t->ops->fence(t);
 }
 
+int lm_transport_reopen(struct lm_transport *t, unsigned lane, const struct lm_transport_params *p,
+			struct lm_error *err)
+{
+	if (!t->is_open || !t->ops->reopen || lane >= t->nlanes || p->nlanes != t->nlanes || p->side != t->side ||
+	    p->direction != t->direction)
+		return misuse(err, "reopen out of place");
+	return t->ops->reopen(t, lane, p, err);
+}
+
 void lm_transport_free(struct lm_transport *t)
 {
 	if (t)

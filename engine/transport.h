@@ -12,7 +12,7 @@
  * A transport has lanes.  Each lane is driven by one thread on each side and
  * needs no lock: write, fetch, flush and poll of a lane are called by its thread
  * only.  listen, open, region_add, region_bind and close are called by the
- * session's thread while no lane thread runs.  The one exception is shut, see below.
+ * session's thread while no lane thread runs.  The exceptions are shut and reopen, see below.
  *
  * Rules that every backend keeps and tests/contract checks:
  *  1. A run is placed at (region, offset) of the peer's RAM and nowhere else; a
@@ -147,6 +147,17 @@ struct lm_transport_ops {
 	 */
 	void (*fence)(struct lm_transport *t);
 	/*
+	 * Connect (source) or wait for (destination) one lane again that was shut, until p's
+	 * deadline or until p's cancel_fd is readable.  p is as it was for open, but for these
+	 * two and the token: a new one for every attempt, so that what is left of an attempt
+	 * before is a stranger.  Regions and keys stay; the lane's sequence numbers begin anew.
+	 * For one lane at a time, by any thread, while the other lanes work, and while nobody
+	 * uses or shuts this one.  On error the lane is as shut as before.  NULL: lanes that
+	 * have failed stay out.
+	 */
+	int (*reopen)(struct lm_transport *t, unsigned lane, const struct lm_transport_params *p,
+		      struct lm_error *err);
+	/*
 	 * Free everything, the object itself too, whether it is open or not.  No lane
 	 * thread runs any more.
 	 */
@@ -199,6 +210,8 @@ int lm_transport_poll_or(struct lm_transport *t, unsigned lane, int timeout_ms, 
 void lm_transport_shut(struct lm_transport *t, unsigned lane);
 /* Shuts all lanes and fences: only lm_transport_free() follows.  No lane thread runs any more. */
 void lm_transport_fence(struct lm_transport *t);
+int lm_transport_reopen(struct lm_transport *t, unsigned lane, const struct lm_transport_params *p,
+			struct lm_error *err);
 void lm_transport_free(struct lm_transport *t); /* takes NULL */
 
 /* The side that writes or fetches. */

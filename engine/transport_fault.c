@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "cleanup.h"
 #include "clock.h"
 
 /* LM_PULL: a run of which something will be falsified as soon as it is whole.  Lane thread only. */
@@ -20,12 +21,15 @@ struct spoil {
 
 struct fault {
 	struct lm_transport base;
+	struct lm_transport_ops ops; /* no more than the inner one has */
 	struct lm_transport *inner;
 	struct lm_fault_options o;
 	_Atomic uint64_t bytes, writes, flushes; /* of the lanes that match */
 	_Atomic bool fired;
 	uint8_t *host[LM_REGIONS_MAX];
 	struct spoil *spoils; /* one per lane */
+	pthread_mutex_t mutex;
+	int reopening;        /* under mutex: this lane nobody may shut; -1: none */
 };
 
 static struct fault *fault_of(struct lm_transport *t)
@@ -61,6 +65,15 @@ static void sleep_ms(unsigned ms)
 	nanosleep(&t, NULL);
 }
 
+static void cut_all(struct fault *f)
+{
+	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&f->mutex);
+
+	for (unsigned i = 0; i < f->base.nlanes; i++)
+		if ((int)i != f->reopening)
+			lm_transport_shut(f->inner, i);
+}
+
 static void disturb(struct fault *f, unsigned lane)
 {
 	switch (f->o.action) {
@@ -68,8 +81,7 @@ static void disturb(struct fault *f, unsigned lane)
 		lm_transport_shut(f->inner, lane);
 		break;
 	case LM_FAULT_CUT_ALL:
-		for (unsigned i = 0; i < f->base.nlanes; i++)
-			lm_transport_shut(f->inner, i);
+		cut_all(f);
 		break;
 	case LM_FAULT_DELAY:
 		sleep_ms(f->o.delay_ms);
@@ -77,6 +89,12 @@ static void disturb(struct fault *f, unsigned lane)
 	default:
 		break;
 	}
+}
+
+static int fault_listen(struct lm_transport *t, const struct lm_transport_params *p,
+			uint8_t ret_endpoint[LM_ENDPOINT_SIZE], struct lm_error *err)
+{
+	return lm_transport_listen(fault_of(t)->inner, p, ret_endpoint, err);
 }
 
 static int fault_open(struct lm_transport *t, const struct lm_transport_params *p, struct lm_error *err)
@@ -259,15 +277,39 @@ static void fault_fence(struct lm_transport *t)
 	lm_transport_fence(fault_of(t)->inner);
 }
 
+static void set_reopening(struct fault *f, int lane)
+{
+	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&f->mutex);
+
+	f->reopening = lane;
+}
+
+static int fault_reopen(struct lm_transport *t, unsigned lane, const struct lm_transport_params *p,
+			struct lm_error *err)
+{
+	struct fault *f = fault_of(t);
+	int r;
+
+	if (f->o.stay)
+		return lm_err(err, -EHOSTUNREACH, LM_SCOPE_LANE, "a fault keeps it out");
+	memset(&f->spoils[lane], 0, sizeof(f->spoils[lane]));
+	set_reopening(f, (int)lane);
+	r = lm_transport_reopen(f->inner, lane, p, err);
+	set_reopening(f, -1);
+	return r;
+}
+
 static void fault_close(struct lm_transport *t)
 {
 	lm_transport_free(fault_of(t)->inner);
 	free(fault_of(t)->spoils);
+	pthread_mutex_destroy(&fault_of(t)->mutex);
 	free(t);
 }
 
 static const struct lm_transport_ops fault_ops = {
 	.name = "fault",
+	.listen = fault_listen,
 	.open = fault_open,
 	.region_add = fault_region_add,
 	.region_bind = fault_region_bind,
@@ -277,6 +319,7 @@ static const struct lm_transport_ops fault_ops = {
 	.poll = fault_poll,
 	.shut = fault_shut,
 	.fence = fault_fence,
+	.reopen = fault_reopen,
 	.close = fault_close,
 };
 
@@ -288,7 +331,16 @@ struct lm_transport *lm_transport_fault_new(struct lm_transport *inner, const st
 		lm_transport_free(inner);
 		return NULL;
 	}
-	f->base.ops = &fault_ops;
+	f->ops = fault_ops;
+	if (!inner->ops->listen)
+		f->ops.listen = NULL;
+	if (!inner->ops->fetch)
+		f->ops.fetch = NULL;
+	if (!inner->ops->reopen)
+		f->ops.reopen = NULL;
+	f->base.ops = &f->ops;
+	pthread_mutex_init(&f->mutex, NULL);
+	f->reopening = -1;
 	f->inner = inner;
 	f->o = *o;
 	return &f->base;
@@ -346,6 +398,8 @@ static int parse_pair(const char *key, const char *value, struct lm_fault_option
 		o->flush = n;
 	else if (!strcmp(key, "repeat") && n <= 1)
 		o->repeat = n;
+	else if (!strcmp(key, "stay") && n <= 1)
+		o->stay = n;
 	else
 		return -EINVAL;
 	return 0;

@@ -15,6 +15,7 @@
  *	after=BYTES      when so many data bytes have gone through this side (default: 0)
  *	write=N, flush=N at the Nth write (LM_PULL: fetch) or flush (1: the first) instead of `after`
  *	repeat=1         again at every later chance (default: once)
+ *	stay=1           lanes that have failed do not come back
  *
  * Bytes and calls are counted over the lanes that match.
  */
@@ -37,6 +38,7 @@ struct lm_fault_options {
 	uint64_t write, flush; /* 0: not by calls */
 	unsigned delay_ms;
 	bool repeat;
+	bool stay;
 };
 
 /* The text above; -EINVAL with a reason. */

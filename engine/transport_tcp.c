@@ -146,17 +146,21 @@ static int lanes_alloc(struct tcp *t)
 	return 0;
 }
 
+static int lane_init(struct tcp *t, struct tcp_lane *l)
+{
+	int r = t->base.side == LM_SOURCE ? tcp_send_init(l) : tcp_recv_init(l);
+
+	if (!r && t->base.side == LM_DEST && t->base.direction == LM_PULL)
+		r = tcp_fetch_init(l);
+	return r;
+}
+
 static int lanes_init(struct tcp *t)
 {
 	int r = 0;
 
-	for (unsigned i = 0; !r && i < t->base.nlanes; i++) {
-		struct tcp_lane *l = &t->lanes[i];
-
-		r = t->base.side == LM_SOURCE ? tcp_send_init(l) : tcp_recv_init(l);
-		if (!r && t->base.side == LM_DEST && t->base.direction == LM_PULL)
-			r = tcp_fetch_init(l);
-	}
+	for (unsigned i = 0; !r && i < t->base.nlanes; i++)
+		r = lane_init(t, &t->lanes[i]);
 	return r;
 }
 
@@ -228,18 +232,24 @@ static int tcp_region_bind(struct lm_transport *base, unsigned index, const stru
 static int tcp_write(struct lm_transport *base, unsigned lane, const struct lm_run *runs, unsigned n,
 		     struct lm_error *err)
 {
-	return tcp_send_batch(tcp_of(base), &tcp_of(base)->lanes[lane], runs, n, err);
+	struct tcp_lane *l = &tcp_of(base)->lanes[lane];
+
+	return l->stream ? tcp_send_batch(tcp_of(base), l, runs, n, err) : tcp_lane_error(l, 0, err, "write");
 }
 
 static int tcp_flush(struct lm_transport *base, unsigned lane, uint64_t seq, struct lm_error *err)
 {
-	return tcp_send_flush(&tcp_of(base)->lanes[lane], seq, err);
+	struct tcp_lane *l = &tcp_of(base)->lanes[lane];
+
+	return l->stream ? tcp_send_flush(l, seq, err) : tcp_lane_error(l, 0, err, "flush");
 }
 
 static int tcp_fetch(struct lm_transport *base, unsigned lane, const struct lm_run *runs, unsigned n,
 		     struct lm_error *err)
 {
-	return tcp_fetch_queue(&tcp_of(base)->lanes[lane], runs, n, err);
+	struct tcp_lane *l = &tcp_of(base)->lanes[lane];
+
+	return l->stream ? tcp_fetch_queue(l, runs, n, err) : tcp_lane_error(l, 0, err, "fetch");
 }
 
 static int tcp_poll(struct lm_transport *base, unsigned lane, int timeout_ms, int wake_fd,
@@ -248,6 +258,8 @@ static int tcp_poll(struct lm_transport *base, unsigned lane, int timeout_ms, in
 	struct tcp *t = tcp_of(base);
 	struct tcp_lane *l = &t->lanes[lane];
 
+	if (!l->stream) /* it did not come back */
+		return tcp_lane_error(l, 0, err, "poll");
 	if (base->side == LM_DEST)
 		return tcp_recv_poll(t, l, timeout_ms, wake_fd, res, err);
 	return base->direction == LM_PULL ? tcp_answer_poll(t, l, timeout_ms, wake_fd, res, err) :
@@ -259,9 +271,41 @@ static void tcp_shut(struct lm_transport *base, unsigned lane)
 	struct tcp_lane *l = &tcp_of(base)->lanes[lane];
 
 	atomic_store(&l->shut, true);
-	lm_stream_shut(l->stream);
+	if (l->stream)
+		lm_stream_shut(l->stream);
 	while (atomic_load(&l->placing))
 		sched_yield();
+}
+
+/* What it was before is gone with its stream; shut until all of it is there. */
+static void lane_reset(struct tcp_lane *l, unsigned index)
+{
+	tcp_lane_free(l);
+	memset(l, 0, sizeof(*l));
+	l->index = index;
+	l->pipe[0] = l->pipe[1] = -1;
+	atomic_store(&l->shut, true);
+}
+
+static int tcp_reopen(struct lm_transport *base, unsigned lane, const struct lm_transport_params *p,
+		      struct lm_error *err)
+{
+	struct tcp *t = tcp_of(base);
+	struct tcp_lane *l = &t->lanes[lane];
+	int r;
+
+	lane_reset(l, lane);
+	r = p->side == LM_SOURCE ? tcp_connect_lane(l, p, err) : tcp_accept_lane(t, l, p, err);
+	if (!r) {
+		r = lane_init(t, l);
+		if (r)
+			lm_err_errno(err, r, LM_SCOPE_LANE, "cannot set up the lane");
+	}
+	if (r)
+		lane_reset(l, lane);
+	else
+		atomic_store(&l->shut, false);
+	return r;
 }
 
 /* Say that nothing follows, if that can be said at a frame's boundary and without waiting. */
@@ -296,6 +340,7 @@ static const struct lm_transport_ops tcp_ops = {
 	.flush = tcp_flush,
 	.poll = tcp_poll,
 	.shut = tcp_shut,
+	.reopen = tcp_reopen,
 	.close = tcp_close,
 };
 

@@ -136,6 +136,9 @@ struct tcp {
 /* transport_tcp_open.c */
 int tcp_connect_lanes(struct tcp *t, const struct lm_transport_params *p, struct lm_error *err);
 int tcp_accept_lanes(struct tcp *t, const struct lm_transport_params *p, struct lm_error *err);
+/* One lane, which has no stream. */
+int tcp_connect_lane(struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err);
+int tcp_accept_lane(struct tcp *t, struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err);
 
 /* transport_tcp_send.c: the source's lane */
 int tcp_send_init(struct tcp_lane *l);

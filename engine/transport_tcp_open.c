@@ -67,6 +67,13 @@ int tcp_connect_lanes(struct tcp *t, const struct lm_transport_params *p, struct
 	return r ? lm_err_prefix(err, "lane %u", i - 1) : 0;
 }
 
+int tcp_connect_lane(struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err)
+{
+	int r = connect_one(l, p, err);
+
+	return r ? r : await_welcome(l, p, err);
+}
+
 /* ---- destination ---- */
 
 struct pending {
@@ -80,6 +87,7 @@ struct admission {
 	struct tcp *t;
 	const struct lm_transport_params *p;
 	struct pending pending[PENDING_MAX];
+	const struct tcp_lane *only; /* NULL: all */
 	unsigned missing; /* lanes */
 };
 
@@ -110,6 +118,9 @@ static struct tcp_lane *preamble_lane(const struct admission *a, const struct tc
 	if (lm_le32_get(pre->lane) >= a->p->nlanes)
 		return NULL;
 	l = &a->t->lanes[lm_le32_get(pre->lane)];
+	/* The other lanes have threads, which use their streams. */
+	if (a->only)
+		return l == a->only && !l->stream ? l : NULL;
 	return l->stream ? NULL : l;
 }
 
@@ -222,11 +233,12 @@ static int admission_step(struct admission *a, struct lm_error *err)
 		r = receive_newcomer(a, err);
 	if (!r && a->missing && lm_now_ns() >= a->p->deadline_ns)
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "%u of %u lanes have not come", a->missing,
-			      a->p->nlanes);
+			      a->only ? 1 : a->p->nlanes);
 	return r;
 }
 
-int tcp_accept_lanes(struct tcp *t, const struct lm_transport_params *p, struct lm_error *err)
+static int admission_run(struct tcp *t, const struct tcp_lane *only, const struct lm_transport_params *p,
+			 struct lm_error *err)
 {
 	LM_AUTO_FREE struct admission *a = calloc(1, sizeof(*a));
 	int r = 0;
@@ -235,10 +247,21 @@ int tcp_accept_lanes(struct tcp *t, const struct lm_transport_params *p, struct 
 		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
 	a->t = t;
 	a->p = p;
-	a->missing = p->nlanes;
+	a->only = only;
+	a->missing = only ? 1 : p->nlanes;
 	while (!r && a->missing)
 		r = admission_step(a, err);
 	for (unsigned i = 0; i < PENDING_MAX; i++)
 		drop(&a->pending[i]);
 	return r;
+}
+
+int tcp_accept_lanes(struct tcp *t, const struct lm_transport_params *p, struct lm_error *err)
+{
+	return admission_run(t, NULL, p, err);
+}
+
+int tcp_accept_lane(struct tcp *t, struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err)
+{
+	return admission_run(t, l, p, err);
 }

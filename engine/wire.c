@@ -19,6 +19,7 @@ static const char *const msg_names[LM_MSG_TYPES] = {
 	[LM_MSG_MISSING] = "MISSING",     [LM_MSG_RECOVER] = "RECOVER",
 	[LM_MSG_WHOLE] = "WHOLE",         [LM_MSG_LOCK_ANNOUNCE] = "LOCK_ANNOUNCE",
 	[LM_MSG_LOCK_ANSWER] = "LOCK_ANSWER", [LM_MSG_LOCK_OFFER] = "LOCK_OFFER",
+	[LM_MSG_LANE_OPEN] = "LANE_OPEN",
 };
 
 const char *lm_msg_name(unsigned type)
@@ -190,7 +191,7 @@ size_t lm_wire_put_opened(void *buf, const struct lm_opened *opened)
 	memcpy(o->token, opened->token, sizeof(o->token));
 	memcpy(o->endpoint, opened->endpoint, sizeof(o->endpoint));
 	o->nlanes = lm_le32(opened->nlanes);
-	o->flags = lm_le32(opened->postcopy ? LM_OPENED_POSTCOPY : 0);
+	o->flags = lm_le32((opened->postcopy ? LM_OPENED_POSTCOPY : 0) | (opened->reopen ? LM_OPENED_REOPEN : 0));
 	return sizeof(*o);
 }
 
@@ -201,7 +202,7 @@ int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked, struct 
 	uint32_t nlanes;
 
 	memset(ret, 0, sizeof(*ret));
-	if (len != sizeof(*o) || lm_le32_get(o->flags) & ~LM_OPENED_POSTCOPY)
+	if (len != sizeof(*o) || lm_le32_get(o->flags) & ~(LM_OPENED_POSTCOPY | LM_OPENED_REOPEN))
 		return bad(err, "OPENED: length or flags");
 	if (!get_string(ret->transport, o->transport, sizeof(o->transport)))
 		return bad(err, "OPENED: transport");
@@ -212,6 +213,19 @@ int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked, struct 
 	memcpy(ret->endpoint, o->endpoint, sizeof(ret->endpoint));
 	ret->nlanes = nlanes;
 	ret->postcopy = lm_le32_get(o->flags) & LM_OPENED_POSTCOPY;
+	ret->reopen = lm_le32_get(o->flags) & LM_OPENED_REOPEN;
+	return 0;
+}
+
+int lm_wire_get_lane_open(const void *p, size_t len, unsigned nlanes, unsigned *ret_lane,
+			  uint8_t ret_token[static LM_TOKEN_SIZE], struct lm_error *err)
+{
+	const struct lm_wire_lane_open *o = p;
+
+	if (len != sizeof(*o) || lm_le32_get(o->reserved) || lm_le32_get(o->lane) >= nlanes)
+		return bad(err, "LANE_OPEN: length, lane or reserved field");
+	*ret_lane = lm_le32_get(o->lane);
+	memcpy(ret_token, o->token, LM_TOKEN_SIZE);
 	return 0;
 }
 

@@ -51,6 +51,7 @@ enum lm_msg_type {
 	LM_MSG_LOCK_ANNOUNCE,
 	LM_MSG_LOCK_ANSWER,
 	LM_MSG_LOCK_OFFER,
+	LM_MSG_LANE_OPEN,
 	LM_MSG_TYPES
 };
 
@@ -102,6 +103,7 @@ struct lm_wire_opened {
 	struct le32 flags;            /* LM_OPENED_* */
 };
 #define LM_OPENED_POSTCOPY 1u /* the destination allows it and can do it */
+#define LM_OPENED_REOPEN 2u   /* it understands LANE_OPEN, and its transport can */
 _Static_assert(sizeof(struct lm_wire_opened) == 296, "OPENED");
 
 /* Pages of one region that the destination's file holds data for already. */
@@ -122,6 +124,12 @@ struct lm_wire_saved {
 	uint8_t ram_hash[16];   /* LM_OPEN_VERIFY: of all RAM, else zero */
 };
 _Static_assert(sizeof(struct lm_wire_saved) == 40, "SAVED");
+
+struct lm_wire_lane_open {
+	struct le32 lane, reserved;   /* 0 */
+	uint8_t token[LM_TOKEN_SIZE]; /* what the lane will show, this once */
+};
+_Static_assert(sizeof(struct lm_wire_lane_open) == 24, "LANE_OPEN");
 
 struct lm_wire_commit {
 	struct le32 flags; /* LM_COMMIT_RUN */
@@ -189,7 +197,7 @@ struct lm_opened {
 	uint8_t token[LM_TOKEN_SIZE];
 	uint8_t endpoint[LM_ENDPOINT_SIZE];
 	unsigned nlanes;
-	bool postcopy;
+	bool postcopy, reopen;
 };
 
 const char *lm_msg_name(unsigned type);
@@ -225,6 +233,9 @@ int lm_wire_get_missing(const void *p, size_t len, struct lm_postcopy_stats *ret
 /* A payload of one fixed size. */
 int lm_wire_get_fixed(const void *p, size_t len, const char *what, void *ret, size_t size, struct lm_error *err);
 int lm_wire_get_u32(const void *p, size_t len, const char *what, uint32_t *ret, struct lm_error *err);
+/* lane < nlanes */
+int lm_wire_get_lane_open(const void *p, size_t len, unsigned nlanes, unsigned *ret_lane,
+			  uint8_t ret_token[static LM_TOKEN_SIZE], struct lm_error *err);
 int lm_wire_get_saved(const void *p, size_t len, struct lm_wire_saved *ret, struct lm_error *err);
 int lm_wire_get_times(const void *p, size_t len, int64_t *ret_load_ns, int64_t *ret_resume_ns,
 		      struct lm_error *err);

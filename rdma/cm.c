@@ -7,6 +7,7 @@
  */
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include "cleanup.h"
 #include "clock.h"
@@ -19,6 +20,8 @@
 #define READS_MAX 16
 /* A pair of rails that has not connected by then makes room for another. */
 #define ATTEMPT_NS (3 * LM_NS_PER_S)
+/* How often the destination looks whether a rail that was lost can be listened on. */
+#define LISTEN_AGAIN_NS (200 * LM_NS_PER_MS)
 
 /* ---- events ---- */
 
@@ -84,21 +87,44 @@ static struct rdma_conn_param conn_param(const struct rd_lane *l)
 	};
 }
 
+/*
+ * One more device.  While lanes work: those that clear pages look at all uses (place.c), so this
+ * one is whole when it counts, and registers nothing before they have seen that it does.
+ */
+static int use_add(struct rdma *t, struct rd_use *u, struct rdma_cm_id *id, struct lm_error *err)
+{
+	int r = rd_device_get(id, &u->dev, err);
+
+	if (!r && t->base.is_open)
+		r = rd_use_add_memory(t, u, err);
+	if (r) {
+		for (unsigned i = 0; i < LM_REGIONS_MAX; i++)
+			rd_mem_put(u->mem[i]);
+		rd_device_put(u->dev);
+		memset(u, 0, sizeof(*u));
+		return r;
+	}
+	atomic_fetch_add(&t->nuses, 1);
+	for (unsigned i = 0; i < t->base.nlanes; i++)
+		while (atomic_load(&t->lanes[i].placing))
+			sched_yield();
+	return 0;
+}
+
 /* The transport's use of the device that this id is bound to. */
 static int use_find(struct rdma *t, struct rdma_cm_id *id, struct rd_use **ret, struct lm_error *err)
 {
-	unsigned i = 0;
+	unsigned i = 0, n = atomic_load(&t->nuses);
 	int r;
 
-	while (i < t->nuses && t->uses[i].dev->verbs != id->verbs)
+	while (i < n && t->uses[i].dev->verbs != id->verbs)
 		i++;
 	if (i == RDMA_RAILS_MAX)
 		return lm_err(err, -ENOSPC, LM_SCOPE_SESSION, "more than %d RDMA devices", RDMA_RAILS_MAX);
-	if (i == t->nuses) {
-		r = rd_device_get(id, &t->uses[i].dev, err);
+	if (i == n) {
+		r = use_add(t, &t->uses[i], id, err);
 		if (r)
 			return r;
-		t->nuses++;
 	}
 	*ret = &t->uses[i];
 	return 0;
@@ -109,7 +135,8 @@ static void opened(struct rd_lane *l)
 	struct ibv_qp_init_attr unused;
 	struct ibv_qp_attr a;
 
-	if (ibv_query_qp(l->id->qp, &a, IBV_QP_PATH_MTU, &unused) || a.path_mtu < IBV_MTU_4096)
+	/* How memory is registered is decided once. */
+	if (!l->t->base.is_open && (ibv_query_qp(l->id->qp, &a, IBV_QP_PATH_MTU, &unused) || a.path_mtu < IBV_MTU_4096))
 		l->use->small_packets = true;
 	l->state = RDMA_LANE_OPEN;
 	rd_device_add_lane(l->use->dev, l);
@@ -124,9 +151,12 @@ static unsigned missing(const struct rdma *t)
 	return n;
 }
 
-/* Until something happens on a lane or the extra channel; an error when it is over. */
-static int wait_events(struct rdma *t, const struct lm_transport_params *p, struct rdma_event_channel *extra,
-		       struct lm_error *err)
+/*
+ * Until something happens on a lane or the extra channel; an error when it is over.
+ * only: nothing but this lane is looked at; NULL: all.
+ */
+static int wait_events(struct rdma *t, const struct rd_lane *only, const struct lm_transport_params *p,
+		       struct rdma_event_channel *extra, struct lm_error *err)
 {
 	struct pollfd fds[LM_LANES_MAX + 2];
 	int64_t until = p->deadline_ns;
@@ -135,7 +165,10 @@ static int wait_events(struct rdma *t, const struct lm_transport_params *p, stru
 	for (unsigned i = 0; i < n; i++) {
 		const struct rd_lane *l = &t->lanes[i];
 
-		fds[i] = (struct pollfd){ .fd = l->channel ? l->channel->fd : -1, .events = POLLIN };
+		fds[i] = (struct pollfd){ .fd = -1, .events = POLLIN };
+		if (only && l != only)
+			continue;
+		fds[i].fd = l->channel ? l->channel->fd : -1;
 		if (l->attempt_until_ns && l->state != RDMA_LANE_OPEN)
 			until = lm_deadline_min(until, l->attempt_until_ns);
 	}
@@ -147,56 +180,87 @@ static int wait_events(struct rdma *t, const struct lm_transport_params *p, stru
 		return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
 	if (lm_now_ns() >= p->deadline_ns)
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "RDMA: %u of %u lanes have not come (a firewall before UDP port "
-			      "4791? MTU?)", missing(t), n);
+			      "4791? MTU?)", only ? 1 : missing(t), n);
 	return 0;
 }
 
 /* ---- destination ---- */
 
-static int listen_at(struct rdma *t, struct rd_rail *rail, struct lm_error *err)
+/* The address has a port from the first time on: a rail that was lost listens where the source looks for it. */
+static int listen_at(struct rdma *t, unsigned i, struct lm_error *err)
 {
-	struct rdma_cm_id **id = &t->listeners[t->nlisteners];
+	struct rd_rail *rail = &t->listening[i];
 	const char *what = "make an id for";
+	struct rdma_cm_id *id = NULL;
+	int r;
 
-	if (rdma_create_id(t->listen_channel, id, NULL, RDMA_PS_TCP))
+	if (rdma_create_id(t->listen_channel, &id, NULL, RDMA_PS_TCP)) {
+		id = NULL;
 		goto fail;
-	t->nlisteners++;
+	}
 	what = "bind to";
-	if (rdma_bind_addr(*id, &rail->addr.sa))
+	if (rdma_bind_addr(id, &rail->addr.sa))
 		goto fail;
 	what = "listen on";
-	if (rdma_listen(*id, BACKLOG))
+	if (rdma_listen(id, BACKLOG))
 		goto fail;
-	rd_addr_set_port(&rail->addr, ntohs(rdma_get_src_port(*id)));
+	rd_addr_set_port(&rail->addr, ntohs(rdma_get_src_port(id)));
+	t->listeners[i] = id;
 	return 0;
 fail:
-	return lm_err_errno(err, errno ? -errno : -EIO, LM_SCOPE_SESSION, "rdma_cm cannot %s %s port %u", what, rail->dev,
-			    rail->port);
+	r = errno ? -errno : -EIO;
+	if (id)
+		rdma_destroy_id(id);
+	return lm_err_errno(err, r, LM_SCOPE_SESSION, "rdma_cm cannot %s %s port %u", what, rail->dev, rail->port);
 }
 
 int rd_cm_listen(struct rdma *t, const struct lm_transport_params *p, uint8_t ret_endpoint[LM_ENDPOINT_SIZE],
 		   struct lm_error *err)
 {
-	struct rd_rail rails[RDMA_RAILS_MAX];
-	unsigned n = 0;
-	int r = rd_rails_find(p->rails, p->nrails, rails, &n, err);
+	int r = rd_rails_find(p->rails, p->nrails, t->listening, &t->nlisteners, err);
 
-	if (r)
+	if (r) {
+		t->nlisteners = 0;
 		return r;
+	}
 	r = rd_channel_make(&t->listen_channel);
 	if (r)
 		return lm_err_errno(err, r, LM_SCOPE_SESSION, "rdma_cm");
-	for (unsigned i = 0; !r && i < n; i++)
-		r = listen_at(t, &rails[i], err);
+	for (unsigned i = 0; !r && i < t->nlisteners; i++)
+		r = listen_at(t, i, err);
 	if (!r)
-		rd_endpoint_put(rails, n, ret_endpoint);
+		rd_endpoint_put(t->listening, t->nlisteners, ret_endpoint);
 	return r;
+}
+
+/* Where a device has come back. */
+static void listen_again(struct rdma *t)
+{
+	for (unsigned i = 0; i < t->nlisteners; i++)
+		if (!t->listeners[i])
+			listen_at(t, i, NULL);
+}
+
+/* With its device a listener ends. */
+static void listener_gone(struct rdma *t, const struct rdma_cm_id *id)
+{
+	for (unsigned i = 0; i < t->nlisteners; i++) {
+		if (t->listeners[i] != id)
+			continue;
+		rdma_destroy_id(t->listeners[i]);
+		t->listeners[i] = NULL;
+	}
 }
 
 void rd_cm_unlisten(struct rdma *t)
 {
-	while (t->nlisteners)
-		rdma_destroy_id(t->listeners[--t->nlisteners]);
+	while (t->nlisteners) {
+		struct rdma_cm_id **id = &t->listeners[--t->nlisteners];
+
+		if (*id)
+			rdma_destroy_id(*id);
+		*id = NULL;
+	}
 	if (t->listen_channel)
 		rdma_destroy_event_channel(t->listen_channel);
 	t->listen_channel = NULL;
@@ -217,12 +281,16 @@ static bool same_bytes(const void *a, const void *b, size_t n)
  * The lane that a request asks for, or NULL: not ours, or there already.  A source
  * that asks again has given its first attempt up.
  */
-static struct rd_lane *hello_lane(struct rdma *t, const struct lm_transport_params *p, const struct rd_event *e)
+static struct rd_lane *hello_lane(struct rdma *t, const struct rd_lane *only, const struct lm_transport_params *p,
+				  const struct rd_event *e)
 {
 	unsigned lane = lm_le16_get(e->hello.lane);
 	struct rd_hello want = hello_make(p, lane);
 
 	if (!e->has_hello || !same_bytes(&want, &e->hello, sizeof(want)) || lane >= p->nlanes)
+		return NULL;
+	/* The other lanes have threads, whose they are. */
+	if (only && only != &t->lanes[lane])
 		return NULL;
 	if (t->lanes[lane].state == RDMA_LANE_CONNECT)
 		rd_lane_reset(&t->lanes[lane]);
@@ -255,10 +323,10 @@ static int accept_lane(struct rdma *t, struct rd_lane *l, struct lm_error *err)
 	return 0;
 }
 
-static int hear_request(struct rdma *t, const struct lm_transport_params *p, const struct rd_event *e,
-			struct lm_error *err)
+static int hear_request(struct rdma *t, const struct rd_lane *only, const struct lm_transport_params *p,
+			const struct rd_event *e, struct lm_error *err)
 {
-	struct rd_lane *l = hello_lane(t, p, e);
+	struct rd_lane *l = hello_lane(t, only, p, e);
 	int r;
 
 	if (!l) {
@@ -286,20 +354,49 @@ static void hear_accepted(struct rd_lane *l)
 	}
 }
 
+/* A few at a time: however many strangers there are, the deadline is looked at. */
+static int hear_requests(struct rdma *t, const struct rd_lane *only, const struct lm_transport_params *p,
+			 struct lm_error *err)
+{
+	struct rd_event e;
+	int r = 0;
+
+	for (unsigned n = 0; !r && n < BACKLOG && !rd_event_next(t->listen_channel, &e); n++) {
+		if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
+			r = hear_request(t, only, p, &e, err);
+		else if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL)
+			listener_gone(t, e.id);
+	}
+	return r;
+}
+
 int rd_cm_accept(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err)
 {
 	int r = 0;
 
 	while (!r && missing(t)) {
-		struct rd_event e;
-
-		r = wait_events(t, p, t->listen_channel, err);
-		/* A few at a time: however many strangers there are, the deadline is looked at. */
-		for (unsigned n = 0; !r && n < BACKLOG && !rd_event_next(t->listen_channel, &e); n++)
-			if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
-				r = hear_request(t, p, &e, err);
+		r = wait_events(t, NULL, p, t->listen_channel, err);
+		if (!r)
+			r = hear_requests(t, NULL, p, err);
 		for (unsigned i = 0; !r && i < t->base.nlanes; i++)
 			hear_accepted(&t->lanes[i]);
+	}
+	return r;
+}
+
+/* Rails whose device comes back meanwhile are listened on again. */
+int rd_cm_accept_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err)
+{
+	int r = 0;
+
+	while (!r && l->state != RDMA_LANE_OPEN) {
+		r = hear_requests(t, l, p, err);
+		listen_again(t);
+		l->attempt_until_ns = lm_deadline_after(LISTEN_AGAIN_NS);
+		if (!r)
+			r = wait_events(t, l, p, t->listen_channel, err);
+		if (!r)
+			hear_accepted(l);
 	}
 	return r;
 }
@@ -471,6 +568,10 @@ static int plan(struct connecting *c, struct lm_error *err)
 	if (r)
 		return r;
 	c->npairs = rd_pairs_make(c->local, nlocal, c->p->nrails, c->peer, npeer, c->pairs);
+	memcpy(c->t->local, c->local, sizeof(c->t->local));
+	memcpy(c->t->peer, c->peer, sizeof(c->t->peer));
+	memcpy(c->t->pairs, c->pairs, sizeof(c->t->pairs));
+	c->t->npairs = c->npairs;
 	if (!c->npairs)
 		return lm_err(err, -EHOSTUNREACH, LM_SCOPE_SESSION, "none of our RDMA rails speaks the destination's kind of address");
 	return 0;
@@ -486,7 +587,7 @@ int rd_cm_connect(struct rdma *t, const struct lm_transport_params *p, struct lm
 	for (unsigned i = 0; !r && i < p->nlanes; i++)
 		r = lane_attempt(&t->lanes[i], &c);
 	while (!r && missing(t)) {
-		r = wait_events(t, p, NULL, err);
+		r = wait_events(t, NULL, p, NULL, err);
 		if (r)
 			return r;
 		for (unsigned i = 0; !r && i < p->nlanes; i++)
@@ -494,5 +595,49 @@ int rd_cm_connect(struct rdma *t, const struct lm_transport_params *p, struct lm
 	}
 	if (r)
 		return lm_err(err, r, LM_SCOPE_SESSION, "RDMA: %.400s", c.last.code ? c.last.msg : "no pair of rails is left");
+	for (unsigned i = 0; i < p->nlanes; i++)
+		t->lanes[i].home = t->lanes[i].pair;
+	return 0;
+}
+
+static bool another_works(const struct rdma *t, const struct rd_lane *l)
+{
+	for (unsigned i = 0; i < t->base.nlanes; i++)
+		if (&t->lanes[i] != l && t->lanes[i].state == RDMA_LANE_OPEN && !atomic_load(&t->lanes[i].shut))
+			return true;
+	return false;
+}
+
+/*
+ * The pair that the lane had, so that a rail that is back gets its lanes back.  When no lane
+ * works, any rail is good enough: they are tried in turn.
+ */
+static unsigned pair_again(const struct rdma *t, struct rd_lane *l)
+{
+	return (l->home + (another_works(t, l) ? 0 : l->returns++)) % t->npairs;
+}
+
+int rd_cm_connect_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err)
+{
+	struct connecting c = { .t = t, .p = p, .npairs = t->npairs };
+	int r;
+
+	memcpy(c.local, t->local, sizeof(c.local));
+	memcpy(c.peer, t->peer, sizeof(c.peer));
+	memcpy(c.pairs, t->pairs, sizeof(c.pairs));
+	for (unsigned i = 0; i < c.npairs; i++)
+		c.pairs[i].dead = true;
+	l->pair = pair_again(t, l);
+	c.pairs[l->pair].dead = false;
+	l->attempt_until_ns = 0;
+	r = lane_resolve(l, &c);
+	while (!r && l->state != RDMA_LANE_OPEN) {
+		r = wait_events(t, l, p, NULL, err);
+		if (r)
+			return r;
+		r = lane_hear(l, &c);
+	}
+	if (r)
+		return lm_err(err, r, LM_SCOPE_LANE, "RDMA: %.400s", c.last.code ? c.last.msg : "the rail is not back");
 	return 0;
 }

@@ -260,7 +260,7 @@ static void free_verbs(struct rd_lane *l)
 void rd_lane_reset(struct rd_lane *l)
 {
 	struct rdma *t = l->t;
-	unsigned index = l->index, attempt = l->attempt;
+	unsigned index = l->index, attempt = l->attempt, home = l->home, returns = l->returns;
 	int event_fd = l->event_fd;
 
 	if (l->use)
@@ -281,6 +281,8 @@ void rd_lane_reset(struct rd_lane *l)
 	l->t = t;
 	l->index = index;
 	l->attempt = attempt;
+	l->home = home;
+	l->returns = returns;
 	l->event_fd = event_fd;
 }
 

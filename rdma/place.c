@@ -55,14 +55,15 @@ static int punch(void *arg)
 /* With several devices each may pin the page at any moment: then it is never punched. */
 static int place_piece(struct rdma *t, unsigned region, struct hole *h)
 {
+	unsigned n = atomic_load(&t->nuses);
 	bool followed = true;
 	int r = 0;
 
-	for (unsigned i = 0; i < t->nuses; i++)
+	for (unsigned i = 0; i < n; i++)
 		followed &= t->uses[i].mem[region]->whole != NULL;
 	if (followed)
 		return punch(h);
-	if (t->nuses > 1 || !rd_mem_unless_pinned(t->uses[0].mem[region], (uint32_t)(h->offset >> h->r->shift),
+	if (n > 1 || !rd_mem_unless_pinned(t->uses[0].mem[region], (uint32_t)(h->offset >> h->r->shift),
 						    punch, h, &r))
 		return clear_by_hand(h->r, h->offset, h->len);
 	return r;

@@ -18,8 +18,11 @@ static struct rdma *rd_of(struct lm_transport *t)
 
 static void uses_free(struct rdma *t)
 {
-	while (t->nuses) {
-		struct rd_use *u = &t->uses[--t->nuses];
+	unsigned n = atomic_load(&t->nuses);
+
+	atomic_store(&t->nuses, 0);
+	while (n) {
+		struct rd_use *u = &t->uses[--n];
 
 		for (unsigned i = 0; i < LM_REGIONS_MAX; i++)
 			rd_mem_put(u->mem[i]);
@@ -128,7 +131,9 @@ static int rd_open(struct lm_transport *base, const struct lm_transport_params *
 	}
 	if (!r)
 		r = p->side == LM_SOURCE ? rd_cm_connect(t, p, err) : rd_cm_accept(t, p, err);
-	rd_cm_unlisten(t);
+	/* In post-copy a lane that is lost ends with all others, and new ones are opened. */
+	if (r || p->direction == LM_PULL)
+		rd_cm_unlisten(t);
 	if (r)
 		lanes_free(t);
 	else
@@ -174,7 +179,7 @@ static enum rd_mode mode_for(const struct rdma *t, const struct rd_use *u, const
 	bool too_small = u->small_packets && rd_device_odp_needs_4k(u->dev);
 	struct rd_plan p = {
 		.pin = t->pin, .side = t->base.side, .direction = t->base.direction,
-		.odp = rd_device_odp(u->dev) && !too_small,
+		.odp = rd_device_odp(u->dev) && !too_small && !(u->late && rd_device_odp_needs_4k(u->dev)),
 		.may_discard = t->may_discard, .memlock = lm_memlock_limit(), .ram_bytes = region->size,
 		.present_bytes = present_bytes(region),
 	};
@@ -243,14 +248,12 @@ static bool chunk_is_sparse(const void *region, uint32_t chunk)
 	return rd_region_has_hole(r, (uint64_t)chunk << r->shift, UINT64_C(1) << r->shift);
 }
 
-static int asked_alloc(struct rdma *t, unsigned index, uint32_t nchunks)
+static int asked_alloc(struct rdma *t, struct rd_lane *l, unsigned index)
 {
-	for (unsigned i = 0; i < t->base.nlanes; i++) {
-		t->lanes[i].asked[index] = calloc(nchunks / 64 + 1, sizeof(uint64_t));
-		if (!t->lanes[i].asked[index])
-			return -ENOMEM;
-	}
-	return 0;
+	const struct rd_region *r = &t->regions[index];
+
+	l->asked[index] = calloc(rd_plan_nchunks(r->size, r->shift) / 64 + 1, sizeof(uint64_t));
+	return l->asked[index] ? 0 : -ENOMEM;
 }
 
 static struct lm_key key_make(const struct rd_region *r)
@@ -281,6 +284,26 @@ static int mems_get(struct rdma *t, unsigned index, const struct lm_region *regi
 	return r;
 }
 
+/* A lane that has just come back does not wait for all of memory: chunk by chunk, as they are asked for. */
+int rd_use_add_memory(struct rdma *t, struct rd_use *u, struct lm_error *err)
+{
+	int r = 0;
+
+	u->late = true;
+	for (unsigned i = 0; !r && i < t->base.nregions; i++) {
+		const struct rd_region *reg = &t->regions[i];
+		struct lm_region region = { .host = reg->host, .size = reg->size, .page_size = reg->page_size,
+					    .file_offset = reg->file_offset, .fd = reg->fd };
+		enum rd_mode mode = mode_for(t, u, &region);
+
+		if (mode == RDMA_MODE_ALL)
+			mode = RDMA_MODE_CHUNK;
+		if (mode != RDMA_MODE_COPY)
+			r = rd_mem_get(u->dev, &region, access_for(t, u->dev), reg->shift, mode, &u->mem[i], err);
+	}
+	return r;
+}
+
 static int rd_region_add(struct lm_transport *base, unsigned index, const struct lm_region *region,
 			   struct lm_key *ret_key, struct lm_error *err)
 {
@@ -295,8 +318,9 @@ static int rd_region_add(struct lm_transport *base, unsigned index, const struct
 	r = mems_get(t, index, region, err);
 	if (r)
 		return r;
-	if (!lm_transport_is_active(base) && asked_alloc(t, index, rd_plan_nchunks(reg->size, reg->shift)))
-		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	for (unsigned i = 0; !lm_transport_is_active(base) && i < base->nlanes; i++)
+		if (asked_alloc(t, &t->lanes[i], index))
+			return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
 	/* Tells at once whether the devices take advice: the session logs what describe() says. */
 	for (unsigned i = 0; i < t->nuses; i++)
 		if (t->uses[i].mem[index])
@@ -320,6 +344,7 @@ static int rd_region_bind(struct lm_transport *base, unsigned index, const struc
 	if (lm_le32_get(k.version) != RDMA_VERSION || shift < LM_PAGE_SHIFT || shift > 46 ||
 	    lm_le64_get(k.size) != base->region_size[index] || base->region_size[index] >> shift > 1 << 20)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the key of region %u is not one of ours", index);
+	t->peer_shift[index] = shift;
 	for (unsigned i = 0; i < base->nlanes; i++)
 		if (rd_active_bind(&t->lanes[i], index, shift, base->region_size[index]))
 			return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
@@ -358,6 +383,39 @@ static void rd_shut(struct lm_transport *base, unsigned lane)
 	rd_lane_shut(&rd_of(base)->lanes[lane]);
 }
 
+/* What a lane knows of the regions. */
+static int lane_regions(struct rdma *t, struct rd_lane *l)
+{
+	bool active = lm_transport_is_active(&t->base);
+	int r = 0;
+
+	for (unsigned i = 0; !r && i < t->base.nregions; i++) {
+		if (!active)
+			r = asked_alloc(t, l, i);
+		else if (t->peer_shift[i])
+			r = rd_active_bind(l, i, t->peer_shift[i], t->base.region_size[i]);
+	}
+	return r;
+}
+
+static int rd_reopen(struct lm_transport *base, unsigned lane, const struct lm_transport_params *p,
+		       struct lm_error *err)
+{
+	struct rdma *t = rd_of(base);
+	struct rd_lane *l = &t->lanes[lane];
+	int r;
+
+	rd_lane_reset(l); /* its queue pair, which was in error since it was shut, is gone with this */
+	r = p->side == LM_SOURCE ? rd_cm_connect_again(t, l, p, err) : rd_cm_accept_again(t, l, p, err);
+	if (!r && lane_regions(t, l))
+		r = lm_err(err, -ENOMEM, LM_SCOPE_LANE, "out of memory");
+	if (r) {
+		rd_lane_reset(l);
+		atomic_store(&l->shut, true);
+	}
+	return r;
+}
+
 static const struct lm_transport_ops rd_ops = {
 	.name = "rdma",
 	.listen = rd_listen_op,
@@ -370,6 +428,7 @@ static const struct lm_transport_ops rd_ops = {
 	.poll = rd_poll,
 	.shut = rd_shut,
 	.fence = rd_fence,
+	.reopen = rd_reopen,
 	.close = rd_close,
 };
 

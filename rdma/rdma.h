@@ -145,8 +145,10 @@ bool rd_mem_unless_pinned(struct rd_mem *m, uint32_t chunk, int (*fn)(void *), v
 
 /* ---- a transport ---- */
 
+/* Constant once it counts (nuses). */
 struct rd_use {
 	struct rd_device *dev;
+	bool late;          /* of a lane that came back: nobody waits until its memory is registered */
 	bool small_packets; /* a lane's path MTU is below 4096 */
 	struct rd_mem *mem[LM_REGIONS_MAX];
 };
@@ -166,14 +168,20 @@ struct rdma {
 	struct lm_transport base;
 	struct rd_lane *lanes;
 	struct rd_use uses[RDMA_RAILS_MAX];
-	unsigned nuses;
+	_Atomic unsigned nuses; /* grows when a lane comes back over a device that is new, while others work */
 	enum lm_pin pin;
 	bool may_pull, may_discard;
 	uint64_t ram_bytes;        /* of the guest; 0: not told */
 	struct rd_region regions[LM_REGIONS_MAX];
-	/* Destination, from listen to the end of open */
+	unsigned peer_shift[LM_REGIONS_MAX]; /* active side, of the peer's chunks; 0: not bound */
+	/* Source: who connects to whom, as found by open */
+	struct rd_rail local[RDMA_RAILS_MAX], peer[RDMA_RAILS_MAX];
+	struct rd_pair pairs[RDMA_PAIRS_MAX];
+	unsigned npairs;
+	/* Destination, from listen to close (LM_PULL: the end of open): lanes may come back */
 	struct rdma_event_channel *listen_channel;
-	struct rdma_cm_id *listeners[RDMA_RAILS_MAX];
+	struct rd_rail listening[RDMA_RAILS_MAX];
+	struct rdma_cm_id *listeners[RDMA_RAILS_MAX]; /* NULL: the rail's device is gone */
 	unsigned nlisteners;
 };
 
@@ -208,6 +216,7 @@ struct rd_lane {
 	enum rd_lane_state state;
 	unsigned attempt, pair;    /* source, open: which pair of rails is tried, */
 	int64_t attempt_until_ns;  /* and how long, if there is another */
+	unsigned home, returns;    /* source: the pair it was opened with; attempts to come back */
 	/* Constant while open */
 	struct rd_lane *next_on_device;
 	struct rd_use *use;
@@ -267,6 +276,8 @@ struct rd_lane {
 };
 
 /* rdma.c */
+/* Memory for a use that came late; before it counts. */
+int rd_use_add_memory(struct rdma *t, struct rd_use *u, struct lm_error *err);
 static inline const char *rd_peer_name(const struct rd_lane *l)
 {
 	return l->t->base.side == LM_SOURCE ? "destination" : "source";
@@ -278,6 +289,9 @@ int rd_cm_listen(struct rdma *t, const struct lm_transport_params *p, uint8_t re
 void rd_cm_unlisten(struct rdma *t);
 int rd_cm_accept(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
 int rd_cm_connect(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
+/* One lane that was reset, once more.  Source: over one pair of rails, its own while other lanes work. */
+int rd_cm_accept_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
+int rd_cm_connect_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
 /* One event, without waiting: -EAGAIN, or 0 and event, status and (CONNECT_REQUEST) hello and id. */
 struct rd_event {
 	enum rdma_cm_event_type type;

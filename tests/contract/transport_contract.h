@@ -83,6 +83,7 @@ struct rig {
 	unsigned nguests;
 	/* LM_PULL: by whoever polls the destination's lane */
 	struct { uint64_t asked, whole, bytes; } fetch[LM_LANES_MAX];
+	unsigned reopening; /* lane */
 };
 
 /* Regions of so many bytes; huge: on hugetlbfs (NULL when that is not to be had). */
@@ -95,6 +96,11 @@ void rig_set_direction(struct rig *rig, enum lm_direction direction);
 /* Open both ends, each in its thread, and make the regions known; asserts success. */
 void rig_connect(struct rig *rig);
 void rig_make_transports(struct rig *rig);
+/*
+ * Both ends reopen this lane with that token (NULL: each with the one of its params), the source
+ * in a thread; open_result says how it went.
+ */
+void rig_reopen(struct rig *rig, unsigned lane, const char token[LM_TOKEN_SIZE], int timeout_ms);
 /* The passive side first: the other needs its keys. */
 void rig_add_regions(struct rig *rig, struct side *s);
 /* Checks the guards, closes, frees. */
@@ -186,6 +192,11 @@ void nothing_lands_after_close_at_the_destination(void **state);
 void nothing_lands_after_the_fence_at_the_destination(void **state);
 void without_the_fence_late_writes_land(void **state);
 void an_orderly_close_is_told_from_a_cut(void **state);
+
+/* transport_contract_back.c */
+void a_lane_that_failed_comes_back_while_others_work(void **state);
+void a_lane_that_shows_an_old_token_stays_out(void **state);
+void an_attempt_to_come_back_can_be_cancelled(void **state);
 
 /*
  * Where the two ends live: network namespaces ("" or NULL: this one), so that what

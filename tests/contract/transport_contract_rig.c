@@ -231,6 +231,30 @@ static void *open_source(void *arg)
 	return NULL;
 }
 
+static void *reopen_source(void *arg)
+{
+	struct rig *rig = arg;
+
+	enter(source_netns);
+	rig->src.open_result = lm_transport_reopen(rig->src.t, rig->reopening, &rig->params[LM_SOURCE], &rig->src.err);
+	return NULL;
+}
+
+void rig_reopen(struct rig *rig, unsigned lane, const char token[LM_TOKEN_SIZE], int timeout_ms)
+{
+	pthread_t thread;
+
+	for (int side = LM_SOURCE; side <= LM_DEST; side++) {
+		if (token)
+			memcpy(rig->params[side].token, token, LM_TOKEN_SIZE);
+		rig->params[side].deadline_ns = lm_now_ns() + timeout_ms * LM_NS_PER_MS;
+	}
+	rig->reopening = lane;
+	assert_int_equal(pthread_create(&thread, NULL, reopen_source, rig), 0);
+	rig->dst.open_result = lm_transport_reopen(rig->dst.t, lane, &rig->params[LM_DEST], &rig->dst.err);
+	pthread_join(thread, NULL);
+}
+
 void rig_add_regions(struct rig *rig, struct side *s)
 {
 	struct lm_key unused;

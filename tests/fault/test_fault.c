@@ -187,8 +187,10 @@ static struct hit strike(struct rig *rig, const struct scenario *s, const char *
 		.b = rig_vm_start(rig, "B", &guest, RIG_WAITS),
 	};
 	struct rig_run_options at_source = { .breaks = breaks, .args = { "--max-pause", "1500ms",
-									 "--peer-timeout", "1s" } };
+									 "--peer-timeout", "1s",
+									 "--recover-timeout", "1s" } };
 	struct rig_run_options at_dest = { .breaks = breaks, .args = { "--peer-timeout", "1s",
+									     "--recover-timeout", "1s",
 									     "--postcopy", "never" } };
 	struct rig_relay *relay = rig_relay_start(rig);
 	char action[512], fault[600];

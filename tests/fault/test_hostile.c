@@ -21,7 +21,7 @@
 #define END_MS		15000 /* with --peer-timeout 1s */
 
 static const struct rig_config guest = { .mb = 64, .append = "mb=16 rate=2000" };
-static const struct rig_run_options impatient = { .args = { "--peer-timeout", "1s" } };
+static const struct rig_run_options impatient = { .args = { "--peer-timeout", "1s", "--recover-timeout", "1s" } };
 /* What these look at is pre-copy, on a slow machine as well. */
 static const struct rig_run_options precopy = { .args = { "--postcopy", "never" } };
 

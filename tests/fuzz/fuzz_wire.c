@@ -73,11 +73,15 @@ static void resident(const uint8_t *p, size_t len)
 static void small(const uint8_t *p, size_t len)
 {
 	struct lm_wire_saved saved;
+	uint8_t token[LM_TOKEN_SIZE];
 	int64_t load, resume;
+	unsigned lane;
 	uint32_t n;
 
 	lm_wire_get_u32(p, len, "number", &n, &err);
 	lm_wire_get_saved(p, len, &saved, &err);
+	if (!lm_wire_get_lane_open(p, len, 4, &lane, token, &err))
+		assert(lane < 4);
 	if (!lm_wire_get_times(p, len, &load, &resume, &err))
 		assert(load >= 0 && resume >= 0);
 }

@@ -213,7 +213,8 @@ static struct json_object *from_event(const struct lm_event *e)
 		[LM_EVENT_LOG] = "log", [LM_EVENT_LISTENING] = "listening",
 		[LM_EVENT_OPENED] = "opened", [LM_EVENT_PROGRESS] = "progress",
 		[LM_EVENT_ROUND] = "round", [LM_EVENT_DECISION] = "decision",
-		[LM_EVENT_POSTCOPY] = "postcopy", [LM_EVENT_STAGE] = "stage", [LM_EVENT_COMPLETED] = "completed",
+		[LM_EVENT_POSTCOPY] = "postcopy", [LM_EVENT_STAGE] = "stage",
+		[LM_EVENT_LANE] = "lane", [LM_EVENT_COMPLETED] = "completed",
 	};
 
 	return begin((unsigned)e->type < sizeof(names) / sizeof(names[0]) ? names[e->type] : "unknown", e->time_ns);
@@ -251,6 +252,13 @@ char *cli_json_event(const struct lm_event *e)
 		break;
 	case LM_EVENT_STAGE:
 		add_text(o, "name", e->u.stage.name);
+		break;
+	case LM_EVENT_LANE:
+		add_uint(o, "lane", e->u.lane.lane);
+		add_text(o, "state", e->u.lane.back ? "back" : "lost");
+		add_uint(o, "live", e->u.lane.live);
+		if (e->u.lane.why)
+			add_text(o, "why", e->u.lane.why);
 		break;
 	case LM_EVENT_COMPLETED:
 		add_summary(o, &e->u.summary);

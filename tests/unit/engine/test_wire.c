@@ -334,8 +334,26 @@ static void a_bad_opened_is_refused(void **state)
 	for (size_t len = 0; len < sizeof(o); len++)
 		if (len != sizeof(o[0]))
 			assert_fails(lm_wire_get_opened(o, len, 1, &got_opened, &err), -EPROTO, err);
-	o[0].flags = lm_le32(2);
+	o[0].flags = lm_le32(LM_OPENED_REOPEN << 1);
 	assert_fails(lm_wire_get_opened(o, sizeof(o[0]), 1, &got_opened, &err), -EPROTO, err);
+}
+
+static void lane_open_names_a_lane_that_is_there(void **state)
+{
+	struct lm_wire_lane_open o[2] = { { .lane = lm_le32(3), .token = "0123456789abcde" } };
+	uint8_t token[LM_TOKEN_SIZE];
+	unsigned lane = 0;
+
+	(void)state;
+	assert_ok(lm_wire_get_lane_open(o, sizeof(o[0]), 4, &lane, token, &err), err);
+	assert_int_equal(lane, 3);
+	assert_memory_equal(token, "0123456789abcde", sizeof(token));
+	for (size_t len = 0; len < sizeof(o); len++)
+		if (len != sizeof(o[0]))
+			assert_fails(lm_wire_get_lane_open(o, len, 4, &lane, token, &err), -EPROTO, err);
+	assert_fails(lm_wire_get_lane_open(o, sizeof(o[0]), 3, &lane, token, &err), -EPROTO, err);
+	o[0].reserved = lm_le32(1);
+	assert_fails(lm_wire_get_lane_open(o, sizeof(o[0]), 4, &lane, token, &err), -EPROTO, err);
 }
 
 static void ready_has_one_key_per_region(void **state)
@@ -797,6 +815,7 @@ int main(void)
 		cmocka_unit_test(texts_that_are_too_long_are_cut_when_sent),
 		cmocka_unit_test(opened_grants_at_most_what_was_asked),
 		cmocka_unit_test(a_bad_opened_is_refused),
+		cmocka_unit_test(lane_open_names_a_lane_that_is_there),
 		cmocka_unit_test(ready_has_one_key_per_region),
 		cmocka_unit_test(a_lane_number_is_four_bytes),
 		cmocka_unit_test(resident_sets_the_pages_of_its_region),
