@@ -106,14 +106,11 @@ static int log_in(struct iscsi_path *s, const char *portal, struct waiting *w, i
 	return wait_for(s, w, deadline_ns, err);
 }
 
-static int path_connect(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err)
+/* A context that knows what to log in to; of a login that was given up or redirected nothing is used again. */
+static int context_new(struct iscsi_path *s, struct lm_error *err)
 {
 	const char *user = getenv("LIBISCSI_CHAP_USERNAME"), *password = getenv("LIBISCSI_CHAP_PASSWORD");
-	struct iscsi_path *s = iscsi_of(p);
-	struct waiting w = { 0 };
-	char portal[MAX_STRING_SIZE + 1];
 	uint32_t isid;
-	int r = 0;
 
 	drop(s);
 	s->iscsi = iscsi_create_context(s->initiator);
@@ -127,17 +124,32 @@ static int path_connect(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_e
 	iscsi_set_timeout(s->iscsi, 0);         /* deadlines are ours */
 	if (user && password)
 		iscsi_set_initiator_username_pwd(s->iscsi, user, password);
+	return 0;
+}
+
+static int path_connect(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err)
+{
+	struct iscsi_path *s = iscsi_of(p);
+	struct waiting w = { 0 };
+	char portal[MAX_STRING_SIZE + 1];
+	int r = 0;
+
 	deadline_ns = lm_deadline_min(deadline_ns, lm_now_ns() + CONNECT_NS);
 	snprintf(portal, sizeof(portal), "%s", s->portal);
 	for (unsigned hop = 0; hop < REDIRECTIONS_MAX; hop++) {
-		r = log_in(s, portal, &w, deadline_ns, err);
+		r = context_new(s, err);
+		if (!r)
+			r = log_in(s, portal, &w, deadline_ns, err);
 		if (r || w.status != SCSI_STATUS_REDIRECT)
 			break;
 		snprintf(portal, sizeof(portal), "%s", iscsi_get_target_address(s->iscsi));
-		iscsi_disconnect(s->iscsi);
 	}
-	if (!r && w.status != SCSI_STATUS_GOOD)
+	if (!r && w.status == SCSI_STATUS_REDIRECT) {
+		drop(s);
+		r = lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "redirected more than %d times", REDIRECTIONS_MAX);
+	} else if (!r && w.status != SCSI_STATUS_GOOD) {
 		r = lost(s, -ENOLINK, err);
+	}
 	if (r)
 		lm_err_prefix(err, "%s", p->name);
 	return r;
@@ -204,6 +216,8 @@ static int path_reset(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_err
 	if (iscsi_task_mgmt_lun_reset_async(s->iscsi, (uint32_t)s->lun, on_reset, &w))
 		return lost(s, -ENOLINK, err);
 	r = wait_for(s, &w, deadline_ns, err);
+	if (!r && w.status != SCSI_STATUS_GOOD)
+		return lost(s, -ENOLINK, err); /* cancelled: the session has ended */
 	if (!r && w.response)
 		r = lm_err(err, -EIO, LM_SCOPE_OPERATION, "%s: LOGICAL UNIT RESET: the target answered %u", p->name,
 			   w.response);

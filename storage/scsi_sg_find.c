@@ -19,7 +19,7 @@ static bool first_entry(const char *folder, char *ret, size_t size)
 	while (dir && !found && (d = readdir(dir))) {
 		found = *d->d_name != '.' && strlen(d->d_name) < size;
 		if (found)
-			strcpy(ret, d->d_name); /* its length was looked at */
+			memcpy(ret, d->d_name, strlen(d->d_name) + 1);
 	}
 	if (dir)
 		closedir(dir);

@@ -230,6 +230,23 @@ static void a_target_that_hangs_costs_no_more_than_the_deadline(void **state)
 	lm_lock_close(a);
 }
 
+/* The session of the second path is with the first portal then, and lives when the second is closed. */
+static void a_redirection_is_followed(void **state)
+{
+	struct lm_lock *a;
+
+	fresh(state);
+	assert_true(tgt_redirect());
+	a = host("host-a");
+	tgt_portal(1, false);
+	ok(lm_lock_acquire(a, soon(), &err));
+	assert_int_equal(write_block(path(a, 0), NEW), 0);
+	assert_int_equal(write_block(path(a, 1), NEW), 0);
+	lm_lock_close(a);
+	tgt_kill();
+	assert_true(tgt_again());
+}
+
 /* --- others ------------------------------------------------------------------------ */
 
 static unsigned count_key(struct lm_scsi_path *p, uint64_t key)
@@ -362,6 +379,7 @@ int main(int argc, char *argv[])
 		cmocka_unit_test(a_target_that_forgot_is_told_again),
 		cmocka_unit_test(a_restart_between_offer_and_take_leaves_it_to_the_source),
 		cmocka_unit_test(a_target_that_hangs_costs_no_more_than_the_deadline),
+		cmocka_unit_test(a_redirection_is_followed),
 		cmocka_unit_test(keys_of_others_stay),
 		cmocka_unit_test(a_reservation_of_others_is_left_alone),
 		cmocka_unit_test(registering_early_is_undone_when_nothing_comes_of_it),

@@ -173,6 +173,14 @@ void tgt_portal(unsigned portal, bool on)
 	    portal + 1, port);
 }
 
+bool tgt_redirect(void)
+{
+	static const char update[] = "tgtadm -C 7 --lld iscsi --mode target --op update --tid 1 --name";
+
+	return !run("%s RedirectAddress --value 127.0.0.1", update) && !run("%s RedirectPort --value %u", update, port) &&
+	       !run("%s RedirectReason --value Temporary", update);
+}
+
 const char *tgt_file(void)
 {
 	return file;

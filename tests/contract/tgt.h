@@ -17,6 +17,8 @@ bool tgt_again(void);
 void tgt_pause(bool pause);
 /* Take the sessions of one portal (0, 1) away and do not let it come back, or let it. */
 void tgt_portal(unsigned portal, bool on);
+/* Logins at the second portal are sent on to the first.  A restart ends that. */
+bool tgt_redirect(void);
 /* The file of the last LUN. */
 const char *tgt_file(void);
 void tgt_stop(void);
