@@ -5,7 +5,6 @@
  *
  *   handover [BACKEND [ROUNDS]]      all backends, 100 rounds, when not given
  */
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -250,14 +250,22 @@ static int auto_here(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns
 	return r ? r : run_here(qmp, deadline_ns, ret, size, err);
 }
 
+static bool is_source(const struct qemu_status *st)
+{
+	return !strcmp(st->run, "postmigrate") || !strcmp(st->run, "finish-migrate");
+}
+
 /* Where the lock is this host's, or can be again, the guest may be nowhere else. */
 static int check_end(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns, struct lm_error *err)
 {
 	struct lm_lock_info info = { 0 };
+	struct qemu_status st = { 0 };
 	int r = lm_lock_query(l->lock[0], &info, deadline_ns, err);
 
-	if (!r && (info.state == LM_LOCK_HELD_HERE ||
-		   (info.state == LM_LOCK_IN_HANDOVER && !strcmp(info.holder, l->lock[0]->host))))
+	if (!r)
+		r = qemu_status_read(qmp, deadline_ns, &st, err);
+	/* Offered: a source can have it again, and then has the only guest there is. */
+	if (!r && (info.state == LM_LOCK_HELD_HERE || (info.state == LM_LOCK_IN_HANDOVER && is_source(&st))))
 		r = lm_err(err, -EPERM, LM_SCOPE_OPERATION,
 			   "this host holds the storage lock %.200s: the guest can run nowhere else, and would be lost. Run it "
 			   "here (--auto); to give it up all the same, end process %d, then release the lock",

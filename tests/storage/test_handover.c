@@ -268,6 +268,23 @@ static void a_guest_whose_lock_another_host_has_stays_as_it_is(struct rig *rig)
 	assert_int_equal(rig_longest_pause_us(t.vm), 0);
 }
 
+/* Teeth: an abort that does not take the lock back leaves a guest that the other host may outrun. */
+static void without_reclaiming_the_source_runs_a_guest_that_is_offered(struct rig *rig)
+{
+	struct rig_vm *to;
+	struct trip t;
+	int r;
+
+	if (!world->names_next)
+		rig_skip(rig, "this storage does not show an offer");
+	trip_start(&t, rig);
+	t.breaks = "lock-reclaim";
+	strike(&t, "offered:error", NULL, &to);
+	trip_end(&t);
+	assert_true(rig_vm_running(t.vm));
+	assert_int_equal(trip_ask(&t, 0, LM_LOCK_SHOW, &r).state, LM_LOCK_IN_HANDOVER);
+}
+
 static void a_guest_that_is_not_whole_takes_no_lock(struct rig *rig)
 {
 	struct lm_lock_info info;
@@ -385,6 +402,7 @@ int main(int argc, char **argv)
 		RIG_TEST(a_source_without_engine_and_guardian_is_resolved),
 		RIG_TEST(a_destination_without_engine_and_guardian_is_resolved),
 		RIG_TEST(a_guest_whose_lock_another_host_has_stays_as_it_is),
+		RIG_TEST(without_reclaiming_the_source_runs_a_guest_that_is_offered),
 		RIG_TEST(a_guest_that_is_not_whole_takes_no_lock),
 		RIG_TEST(in_post_copy_the_lock_decides_as_well),
 #ifdef HAVE_LIBISCSI
