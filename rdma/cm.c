@@ -573,7 +573,8 @@ static int plan(struct connecting *c, struct lm_error *err)
 	memcpy(c->t->pairs, c->pairs, sizeof(c->t->pairs));
 	c->t->npairs = c->npairs;
 	if (!c->npairs)
-		return lm_err(err, -EHOSTUNREACH, LM_SCOPE_SESSION, "none of our RDMA rails speaks the destination's kind of address");
+		return lm_err(err, -EHOSTUNREACH, LM_SCOPE_SESSION,
+			      "none of our RDMA rails speaks the destination's kind of address");
 	return 0;
 }
 

@@ -73,12 +73,13 @@ static int move_past_a_slow_lane(struct rig *rig, struct move *m, const char *br
 {
 	struct rig_run_options send = { .breaks = breaks, .transport_fault = "action=cut,lane=1,after=7000000",
 					.args = { "--lanes", "4", "--max-bandwidth", "24MiB/s" } };
+	struct rig_run_options receive = { .breaks = breaks, .transport_fault = "action=delay=4500,lane=1,after=4000000",
+					   .args = { "--paused", "--postcopy", "never" } };
 
 	m->a = rig_vm_start(rig, "A", &guest, RIG_RUNS);
 	m->b = rig_vm_start(rig, "B", &guest, RIG_WAITS);
 	rig_guest_wait_ready(m->a);
-	m->receive = rig_receive(m->b, &(struct rig_run_options){ .breaks = breaks, .transport_fault = "action=delay=4500,lane=1,after=4000000",
-								  .args = { "--paused", "--postcopy", "never" } });
+	m->receive = rig_receive(m->b, &receive);
 	m->send = rig_send(m->a, m->receive->address, &send);
 	m->send_code = rig_run_wait(m->send, 3 * RIG_WAIT_MS);
 	m->receive_code = rig_run_wait(m->receive, 2 * RIG_WAIT_MS);
@@ -175,7 +176,8 @@ static const struct lane_fault all_die_at_dest = { NULL, "action=cut-all,after=8
 static const struct lane_fault the_only_lane_dies = { "action=cut,after=8000000", NULL, { "--lanes", "1" } };
 static const struct lane_fault all_stay_away = { "action=cut-all,after=8000000,stay=1", NULL,
 						  { FOUR, "--recover-timeout", "2500ms" } };
-static const struct lane_fault nobody_lets_them_in = { "action=cut-all,after=8000000", "action=cut-all,after=1000000000,stay=1",
+static const struct lane_fault nobody_lets_them_in = { "action=cut-all,after=8000000",
+							"action=cut-all,after=1000000000,stay=1",
 							{ FOUR, "--recover-timeout", "2500ms" } };
 static const struct lane_fault the_only_one_stays_away = { "action=cut,after=8000000,stay=1", NULL,
 							    { "--lanes", "1", "--recover-timeout", "1s" } };
@@ -185,7 +187,8 @@ static const struct lane_fault nobody_waits = { "action=cut-all,after=8000000", 
 						 { FOUR, "--recover-timeout", "0s" } };
 static const struct lane_fault corrupt = { "action=corrupt,write=3", NULL, { "--lanes", "1" } };
 static const struct lane_fault truncated = { "action=truncate,write=3", NULL, { "--lanes", "1" } };
-static const struct lane_fault stray = { "action=stray,write=3,stay=1", NULL, { "--lanes", "1", "--recover-timeout", "1s" } };
+static const struct lane_fault stray = { "action=stray,write=3,stay=1", NULL,
+					  { "--lanes", "1", "--recover-timeout", "1s" } };
 
 int main(int argc, char **argv)
 {

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 # SPDX-License-Identifier: Apache-2.0
 #
 # To be sourced by tests that move a guest between the hosts a and b, after lab.sh: ENGINE and GUEST are
@@ -56,8 +56,8 @@ start()
 send()
 {
 	# shellcheck disable=SC2086
-	$LAB_A env LM_FAULT="$fault" LM_TRANSPORT_FAULT="$fault_in_lane" "$engine" send --qmp "$dir/a.qmp" --to "${b_addr[0]}:7777" --insecure --json \
-		$send_options --max-downtime 300ms "$@" >"$dir/send" 2>&1
+	$LAB_A env LM_FAULT="$fault" LM_TRANSPORT_FAULT="$fault_in_lane" "$engine" send --qmp "$dir/a.qmp" \
+		--to "${b_addr[0]}:7777" --insecure --json $send_options --max-downtime 300ms "$@" >"$dir/send" 2>&1
 }
 
 # The QEMU that receive has started lives on: by the process id that receive said.

@@ -375,6 +375,51 @@ static void a_dropped_lane_is_not_used_again(void **state)
 	until_it_happens(lane_is_dropped_and_comes_back);
 }
 
+/*
+ * Lane 1 loses its pages, comes back while the job runs or when its workers have just ended, and has work
+ * again: in this job, if there is any left, and in the next.
+ */
+static bool lane_comes_back_in_the_job(void)
+{
+	struct rig *g = rig_new(false);
+	uint64_t dropped;
+	int r;
+
+	rig_fill(g, 14);
+	rig_reuse_dest(g, 15);
+	rig_all(g);
+	g->copier.throttle.max_bytes_per_s = SHARED;
+	g->fault[1] = RIG_LOSE;
+	g->reopens = true;
+	lm_copier_start(&g->copier, &g->todo, &g->holes);
+	lm_pool_wait_worker(g->pool, 1);
+	if (atomic_load(&g->copier.lanes[1].dead)) {
+		assert_int_equal(lm_copier_live_lanes(&g->copier), RIG_LANES - 1);
+		g->fault[1] = RIG_OK;
+		lm_copier_revive(&g->copier, 1);
+		assert_int_equal(lm_copier_live_lanes(&g->copier), RIG_LANES);
+		assert_true(lm_pool_restart_worker(g->pool, 1));
+	}
+	r = lm_copier_finish(&g->copier, &dropped, &err);
+	if (r == 1) {
+		uint64_t pages = g->written_pages[1];
+
+		assert_int_equal(dropped, 0); /* no lane is dead, but pages are lost */
+		lm_copier_redo(&g->copier, dropped, &g->lost);
+		assert_ok(lm_copier_finish(&g->copier, &dropped, &err), err);
+		r = g->written_pages[1] > pages;
+	}
+	assert_true(rig_equal(g));
+	rig_free(g);
+	return r == 1;
+}
+
+static void a_lane_that_comes_back_takes_part_and_what_it_lost_goes_out_again(void **state)
+{
+	(void)state;
+	until_it_happens(lane_comes_back_in_the_job);
+}
+
 /* Lane 0 loses its pages, lane 1 loses them again. */
 static bool two_die_in_turn(void)
 {
@@ -616,6 +661,7 @@ int main(void)
 		cmocka_unit_test(a_lane_that_the_peer_has_closed_is_dropped),
 		cmocka_unit_test(a_lane_on_which_nothing_moves_is_dropped),
 		cmocka_unit_test(a_dropped_lane_is_not_used_again),
+		cmocka_unit_test(a_lane_that_comes_back_takes_part_and_what_it_lost_goes_out_again),
 		cmocka_unit_test(two_lanes_may_die_one_after_the_other),
 		cmocka_unit_test(lanes_may_die_in_the_same_job),
 		cmocka_unit_test(a_zero_that_replaces_what_a_dropped_lane_has_placed_goes_out),

@@ -147,6 +147,36 @@ static void freeing_waits_for_a_running_job(void **state)
 	pthread_join(t, NULL);
 }
 
+static void a_worker_runs_once_more_in_the_same_job(void **state)
+{
+	struct lm_pool *p = pool_new();
+	struct job j = { 0 };
+
+	(void)state;
+	assert_false(lm_pool_restart_worker(p, 1)); /* no job */
+	atomic_store(&j.go[1], true);
+	lm_pool_start(p, wait_for_go, &j);
+	assert_false(lm_pool_restart_worker(p, 0)); /* it is at it */
+	lm_pool_wait_worker(p, 1);
+	assert_true(lm_pool_restart_worker(p, 1));
+	lm_pool_wait_worker(p, 1);
+	assert_int_equal(j.calls[1], 2);
+	for (unsigned i = 0; i < WORKERS; i++)
+		atomic_store(&j.go[i], true);
+	assert_true(is_done(p, 5000));
+	/* All have ended, and then not: what said so is taken back until they have again. */
+	atomic_store(&j.go[2], false);
+	assert_true(lm_pool_restart_worker(p, 2));
+	assert_false(is_done(p, 20));
+	atomic_store(&j.go[2], true);
+	assert_true(is_done(p, 5000));
+	lm_pool_finish(p);
+	assert_false(is_done(p, 0));
+	assert_int_equal(j.calls[2], 2);
+	assert_false(lm_pool_restart_worker(p, 2));
+	lm_pool_free(p);
+}
+
 static void an_unused_pool_can_be_freed(void **state)
 {
 	(void)state;
@@ -188,6 +218,7 @@ int main(void)
 		cmocka_unit_test(finish_waits_without_the_descriptor_too),
 		cmocka_unit_test(one_worker_can_be_waited_for_while_others_work),
 		cmocka_unit_test(freeing_waits_for_a_running_job),
+		cmocka_unit_test(a_worker_runs_once_more_in_the_same_job),
 		cmocka_unit_test(an_unused_pool_can_be_freed),
 		cmocka_unit_test(workers_take_no_signals_of_the_program),
 	};

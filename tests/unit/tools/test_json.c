@@ -138,6 +138,19 @@ static void round_decision_and_stage(void **state)
 	e.u.stage.name = "commit";
 	o = event(&e, "stage", "name");
 	json_object_put(o);
+	e = (struct lm_event){ .type = LM_EVENT_LANE };
+	e.u.lane.lane = 2;
+	e.u.lane.live = 3;
+	e.u.lane.why = "the rail is gone";
+	o = event(&e, "lane", "lane state live why");
+	assert_string_equal(str(o, "state"), "lost");
+	assert_int_equal(num(o, "live"), 3);
+	json_object_put(o);
+	e.u.lane.back = true;
+	e.u.lane.why = NULL;
+	o = event(&e, "lane", "lane state live");
+	assert_string_equal(str(o, "state"), "back");
+	json_object_put(o);
 }
 
 #define SUMMARY_KEYS "outcome error guest_runs_here transport lanes rounds ram_bytes existing_pages sent_pages " \
