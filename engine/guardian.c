@@ -28,6 +28,7 @@ struct lm_guardian_shared {
 	_Atomic int64_t deadline_ns; /* of the pause, CLOCK_MONOTONIC */
 	_Atomic bool run;            /* the guest shall run afterwards */
 	_Atomic bool offered;        /* source: the destination may be able to take the locks */
+	_Atomic bool offering;       /* source: the engine is at the storage, and what it asked for may yet be done */
 	struct lm_lock_notes notes;  /* destination: written before COMMITTED */
 };
 
@@ -82,7 +83,7 @@ static int locks_get(const struct guard *g, bool take, unsigned *ret_failed, str
 	r = locks_open(g, &l, deadline, err);
 	if (r)
 		return r;
-	r = take ? lm_locks_take(&l, &g->shared->notes, deadline, err) : lm_locks_reclaim(&l, deadline, err);
+	r = take ? lm_locks_take(&l, &g->shared->notes, deadline, err) : lm_locks_reclaim(&l, false, deadline, err);
 	*ret_failed = l.failed;
 	lm_locks_close(&l);
 	return r;
@@ -178,6 +179,25 @@ static void engine_died(const struct guard *g)
 		take_and_run(g);
 }
 
+/*
+ * An engine that hangs in the middle of offering the locks: what it asked of the storage may
+ * still be done when it was taken back, and the guest would run on a lock that is on offer.
+ * So nothing is done before it has come back, or has died.  False: it has died.
+ */
+static bool wait_for_offer(const struct guard *g)
+{
+	struct pollfd p = { .fd = g->fd };
+
+	if (!atomic_load(&g->shared->offering) || lm_broken("lock-hang"))
+		return true;
+	say("migrate-rdma guardian: the engine hangs while it offers a storage lock: the guest stays paused until the engine "
+	    "goes on, or is killed");
+	while (atomic_load(&g->shared->offering))
+		if (poll(&p, 1, 20) > 0)
+			return false;
+	return true;
+}
+
 /* The pause has lasted too long and the engine has not noticed. */
 static void check_pause(const struct guard *g)
 {
@@ -185,7 +205,7 @@ static void check_pause(const struct guard *g)
 
 	if (lm_now_ns() < atomic_load(&g->shared->deadline_ns) + HANG_GRACE_NS)
 		return;
-	if (atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_REVOKED))
+	if (atomic_compare_exchange_strong(&g->shared->phase, &phase, LM_PHASE_REVOKED) && wait_for_offer(g))
 		undo_pause(g);
 }
 
@@ -349,7 +369,14 @@ bool lm_guardian_offer(struct lm_guardian *g)
 	if (!g->shared)
 		return true;
 	atomic_store(&g->shared->offered, true);
+	atomic_store(&g->shared->offering, true);
 	return atomic_load(&g->shared->phase) == LM_PHASE_PAUSED;
+}
+
+void lm_guardian_offer_done(struct lm_guardian *g)
+{
+	if (g->shared)
+		atomic_store(&g->shared->offering, false);
 }
 
 void lm_guardian_reclaimed(struct lm_guardian *g)

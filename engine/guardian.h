@@ -20,6 +20,9 @@
  *   COMMITTED          the same after a second: whoever gets   take them, then run the guest;
  *                      the first lock gets the guest           the source was first: end the VM
  *
+ * While the engine is at the storage with its offer a guardian that loses patience waits for
+ * the engine's return or death, however long that takes: what it asked for may yet be done.
+ *
  * It also bounds the pause: when the guest has been PAUSED for longer than allowed
  * and the engine hangs, the guardian undoes the pause by itself.  PAUSED ->
  * COMMITTED (engine) and PAUSED -> REVOKED (guardian) are compare-and-swaps on the
@@ -61,6 +64,8 @@ void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns);
 void lm_guardian_run(struct lm_guardian *g, bool run);
 /* Source: the locks are about to be offered.  false: the guardian has undone the pause, they must not be. */
 bool lm_guardian_offer(struct lm_guardian *g);
+/* Source: no request of that offer is on its way to the storage any more, however it ended. */
+void lm_guardian_offer_done(struct lm_guardian *g);
 /* Source: they are this host's again. */
 void lm_guardian_reclaimed(struct lm_guardian *g);
 /* Source: the engine is about to undo the pause by itself, which may take until then. */

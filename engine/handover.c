@@ -163,6 +163,7 @@ int lm_handover_offer(struct lm_session *s, struct lm_error *err)
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause has lasted longer than --max-pause");
 	h->offered = true; /* also when it fails: what the storage says then is not known */
 	r = lm_locks_offer(&h->locks, &h->answer, h->quiet, &notes, s->src.deadline_ns, err);
+	lm_guardian_offer_done(&s->guardian);
 	h->offer_ns = h->locks.spent_ns;
 	lm_session_log(s, LM_LOG_DEBUG, "storage locks: offering took %.2f ms", (double)h->offer_ns / 1e6);
 	if (!r)
@@ -184,7 +185,7 @@ int lm_handover_reclaim(struct lm_session *s, int64_t deadline_ns, struct lm_err
 		return 0;
 	r = lm_session_stage(s, "reclaiming", err);
 	if (!r)
-		r = lm_locks_reclaim(&h->locks, deadline_ns, err);
+		r = lm_locks_reclaim(&h->locks, s->control.peer_aborted, deadline_ns, err); /* it gave back what it had */
 	if (!r)
 		r = lm_session_stage(s, "reclaimed", err);
 	if (r)

@@ -88,12 +88,12 @@ static int done(struct lm_lock *l, int r, struct lm_error *err)
 	return r;
 }
 
-static int own(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+static int own(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
 	int r;
 
 	l->remark[0] = 0;
-	r = l->ops->acquire(l, deadline_ns, err);
+	r = l->ops->acquire(l, free_too || lm_broken("lock-free"), deadline_ns, err);
 	if (!r)
 		l->state = LM_LOCK_OWNED;
 	else if (r == -EBUSY)
@@ -103,12 +103,18 @@ static int own(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
 
 int lm_lock_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
 {
-	return l->state == LM_LOCK_OFFERED ? wrong_state(l, "acquire", err) : own(l, deadline_ns, err);
+	return l->state == LM_LOCK_OFFERED ? wrong_state(l, "acquire", err) : own(l, true, deadline_ns, err);
 }
 
-int lm_lock_reclaim(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+int lm_lock_reclaim(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
-	return own(l, deadline_ns, err);
+	return own(l, free_too, deadline_ns, err);
+}
+
+int lm_lock_is_free(struct lm_error *err)
+{
+	return lm_err(err, -ESTALE, LM_SCOPE_OPERATION, "nobody holds it: since this host offered it the guest may have run on "
+		      "another host, and ended");
 }
 
 static void note_init(const struct lm_lock *l, enum lm_lock_note_kind kind, struct lm_lock_note *note)

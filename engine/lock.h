@@ -89,11 +89,12 @@ struct lm_lock;
 struct lm_lock_ops {
 	const char *name;
 	/*
-	 * Own it: when it is free; when this host holds it already (a process died), or
-	 * has offered it and nobody took it (reclaim), or was offered it.  Sets l->epoch.
-	 * -EBUSY when another host holds it.
+	 * Own it: when this host holds it already (a process died), or has offered it and
+	 * nobody took it (reclaim), or was offered it; and, if free_too, when it is free.
+	 * Sets l->epoch.  -EBUSY when another host holds it, lm_lock_is_free() when it is free
+	 * and must not be.
 	 */
-	int (*acquire)(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err);
+	int (*acquire)(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err);
 	/*
 	 * OWNED.  note->kind is ANNOUNCE (nothing changes; fill id and detail) or OFFER
 	 * (answer is the peer's: from here on only it or this host can get the lock).
@@ -171,8 +172,11 @@ int lm_lock_take(struct lm_lock *l, const uint8_t note[static LM_LOCK_NOTE_SIZE]
 /*
  * After lm_lock_offer(), also in a new process: 0 when this host holds it again and
  * the note that is out is worth nothing any more; -EBUSY when the peer has taken it.
+ * A lock that is free is refused with -ESTALE: the peer may have taken it, run the guest to
+ * its end and released it, and what this host has of the guest is old.  free_too: the
+ * caller knows that the guest never ran there.
  */
-int lm_lock_reclaim(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err);
+int lm_lock_reclaim(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err);
 int lm_lock_release(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err);
 int lm_lock_query(struct lm_lock *l, struct lm_lock_info *ret, int64_t deadline_ns, struct lm_error *err);
 int lm_lock_break(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err);
@@ -184,6 +188,8 @@ void lm_lock_close(struct lm_lock *l); /* takes NULL */
 void lm_lock_host(char ret[static LM_LOCK_HOST_MAX]);
 /* The first epoch of a lock whose storage remembers none: grows with time, by one in 64 seconds. */
 uint64_t lm_lock_epoch_first(void);
+/* -ESTALE, for acquire. */
+int lm_lock_is_free(struct lm_error *err);
 void lm_lock_remark(struct lm_lock *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Add a line to info->text; what does not fit is left out. */
 void lm_lock_say(struct lm_lock_info *info, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

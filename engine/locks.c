@@ -40,6 +40,7 @@ struct call {
 	struct lm_lock_notes *out;
 	bool quiet;
 	bool patient; /* try again until the deadline */
+	bool free_too;
 	bool owning;  /* it may make this host the owner */
 	int (*one)(struct lm_lock *l, const struct call *c, unsigned i, int64_t deadline_ns, struct lm_error *err);
 };
@@ -163,14 +164,13 @@ int lm_locks_take(struct lm_locks *l, const struct lm_lock_notes *offer, int64_t
 
 static int reclaim_one(struct lm_lock *l, const struct call *c, unsigned i, int64_t deadline_ns, struct lm_error *err)
 {
-	(void)c;
 	(void)i;
-	return lm_lock_reclaim(l, deadline_ns, err);
+	return lm_lock_reclaim(l, c->free_too, deadline_ns, err);
 }
 
-int lm_locks_reclaim(struct lm_locks *l, int64_t deadline_ns, struct lm_error *err)
+int lm_locks_reclaim(struct lm_locks *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
-	const struct call c = { .one = reclaim_one, .patient = true, .owning = true };
+	const struct call c = { .one = reclaim_one, .patient = true, .free_too = free_too, .owning = true };
 
 	return each(l, &c, deadline_ns, err);
 }

@@ -58,7 +58,8 @@ int lm_locks_offer(struct lm_locks *l, const struct lm_lock_notes *answer, bool 
  * may come back.  At least once.
  */
 int lm_locks_take(struct lm_locks *l, const struct lm_lock_notes *offer, int64_t deadline_ns, struct lm_error *err);
-int lm_locks_reclaim(struct lm_locks *l, int64_t deadline_ns, struct lm_error *err);
+/* free_too: lm_lock_reclaim() */
+int lm_locks_reclaim(struct lm_locks *l, bool free_too, int64_t deadline_ns, struct lm_error *err);
 /* From the last to the first; ends where one cannot be given up.  Not this host's: fine. */
 int lm_locks_release(struct lm_locks *l, int64_t deadline_ns, struct lm_error *err);
 /* After a take that did not get all, when the guest will never run here: only what it may have got. */

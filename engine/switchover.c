@@ -188,12 +188,16 @@ static int in_doubt(struct lm_session *s, const struct lm_error *why, int lock_r
 {
 	s->summary.outcome = LM_OUTCOME_IN_DOUBT;
 	s->summary.guest_runs_here = false;
+	if (lock_r == -ESTALE)
+		return lm_err(err, why->code, LM_SCOPE_SESSION,
+			      "in doubt: no answer to COMMIT came (%.120s), and the storage lock is nobody's now (%.160s). The "
+			      "guest is paused here. When it is certain that it never ran there: `migrate-rdma resolve "
+			      "--run-here`", why->msg, lock->msg);
 	if (lm_locks_final(lock_r))
 		return lm_err(err, why->code, LM_SCOPE_SESSION,
 			      "no answer to COMMIT came (%.120s), but the destination has the storage lock (%.120s): the "
 			      "guest is there, and paused here. When it is seen to run there, end this QEMU: "
-			      "`migrate-rdma resolve --end-here`; if the destination gives the lock up, `resolve --auto` "
-			      "runs it here", why->msg, lock->msg);
+			      "`migrate-rdma resolve --end-here`", why->msg, lock->msg);
 	if (lock_r)
 		return lm_err(err, why->code, LM_SCOPE_SESSION,
 			      "in doubt: no answer to COMMIT came (%.120s), and the storage locks cannot be asked (%.120s). "

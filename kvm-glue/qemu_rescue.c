@@ -217,10 +217,10 @@ static bool left_behind(const struct qemu_status *st)
 	       (!strcmp(st->migration, "completed") || qemu_migration_active(st->migration));
 }
 
-/* 0: this host holds all of them, and the VM shows that it lives. */
-static int locks_own(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns, struct lm_error *err)
+/* 0: this host holds all of them, and the VM shows that it lives.  free_too: a person has decided. */
+static int locks_own(struct lm_qmp *qmp, struct lm_locks *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
-	int r = lm_locks_reclaim(l, deadline_ns, err);
+	int r = lm_locks_reclaim(l, free_too, deadline_ns, err);
 
 	if (r && lm_locks_final(r))
 		lm_err_prefix(err, "the guest is not this host's to run");
@@ -246,7 +246,7 @@ static int auto_here(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns
 		return 0;
 	}
 	if (!r)
-		r = locks_own(qmp, l, deadline_ns, err);
+		r = locks_own(qmp, l, false, deadline_ns, err);
 	return r ? r : run_here(qmp, deadline_ns, ret, size, err);
 }
 
@@ -283,7 +283,7 @@ static int resolve_locked(struct lm_qmp *qmp, enum lm_resolve what, struct lm_lo
 	if (what == LM_RESOLVE_RUN_HERE) {
 		int r = check_whole(qmp, deadline_ns, err); /* else the host that can run it would be kept out */
 
-		return r ? r : locks_own(qmp, l, deadline_ns, err);
+		return r ? r : locks_own(qmp, l, true, deadline_ns, err);
 	}
 	if (what == LM_RESOLVE_END_HERE)
 		return check_end(qmp, l, deadline_ns, err);

@@ -175,7 +175,7 @@ static int refuse_early(const struct lease *s, struct lm_error *err)
 	return refuse(s, &record, err);
 }
 
-static int lease_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+static int lease_acquire(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
 	struct lease *s = lease_of(l);
 	struct lease_record record;
@@ -183,7 +183,7 @@ static int lease_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error
 	int r = lease_attach(s, err);
 
 	if (!r && s->fd < 0)
-		r = lease_create(s, err);
+		r = free_too ? lease_create(s, err) : lm_lock_is_free(err);
 	if (!r)
 		r = refuse_early(s, err);
 	if (!r)
@@ -193,6 +193,8 @@ static int lease_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error
 	if (r)
 		return r;
 	r = refuse(s, &record, err);
+	if (!r && !free_too && (record.state == LEASE_NEW || record.state == LEASE_FREE))
+		r = lm_lock_is_free(err);
 	if (!r && (fresh || record.state != LEASE_OWNED || record.epoch != l->epoch))
 		r = own(s, &record, err);
 	if (r)

@@ -205,19 +205,21 @@ static int refuse(const struct san *s, const struct on_disk *d, struct lm_error 
 	return 0;
 }
 
-static int acquire_once(struct san *s, struct lm_error *err)
+static int acquire_once(struct san *s, bool free_too, struct lm_error *err)
 {
 	struct on_disk d;
 	int r = look(s, &d, err);
 
 	if (!r)
 		r = refuse(s, &d, err);
+	if (!r && !free_too && !d.owner && !d.handover)
+		r = lm_lock_is_free(err);
 	if (!r)
 		r = lm_fault_point("lock-owning", err);
 	return r ? r : ask(s, d.name, NULL, SANLK_ACQUIRE_ORPHAN, err);
 }
 
-static int san_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+static int san_acquire(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
 	struct san *s = san_of(l);
 	int r = s->have ? 0 : -EAGAIN;
@@ -225,7 +227,7 @@ static int san_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *
 	for (unsigned i = 0; r == -EAGAIN && i < TRIES && lm_now_ns() < deadline_ns; i++) {
 		if (i)
 			usleep(RETRY_US);
-		r = acquire_once(s, err);
+		r = acquire_once(s, free_too, err);
 	}
 	if (!r)
 		r = proof(s, err);

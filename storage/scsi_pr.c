@@ -112,7 +112,7 @@ int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int64_t
 }
 
 /* One try.  -EAGAIN: what was seen has changed meanwhile. */
-static int acquire_once(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
+static int acquire_once(struct scsi_pr *s, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
 	struct lm_pr_view v;
 	uint64_t epoch;
@@ -124,6 +124,8 @@ static int acquire_once(struct scsi_pr *s, int64_t deadline_ns, struct lm_error 
 		return pr_held_by(s, &v, -EBUSY, err);
 	if (v.held && v.holder == s->key && s->lock.state == LM_LOCK_OWNED)
 		return pr_reg_again(s, &v, deadline_ns, err);
+	if (!v.held && !free_too)
+		return lm_lock_is_free(err);
 	epoch = pr_epoch_next(s, &v);
 	r = pr_epoch_valid(epoch, err);
 	if (!r)
@@ -144,7 +146,7 @@ int pr_given_up(int r, struct lm_error *err)
 	return -ETIMEDOUT;
 }
 
-static int pr_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+static int pr_acquire(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
 	struct scsi_pr *s = pr_of(l);
 	/* Back from an offer the guest waits, and a dead path may cost seconds. */
@@ -153,9 +155,9 @@ static int pr_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *e
 	if (!r || (r == -ENOLINK && l->state == LM_LOCK_OFFERED))
 		r = -EAGAIN; /* pr_view() tries dead paths when there is no other */
 	for (unsigned i = 0; r == -EAGAIN && i < PR_TRIES && lm_now_ns() < deadline_ns; i++)
-		r = acquire_once(s, deadline_ns, err);
+		r = acquire_once(s, free_too, deadline_ns, err);
 	r = pr_given_up(r, err);
-	if (r == -EBUSY)
+	if (r == -EBUSY || r == -ESTALE)
 		pr_withdraw(s, deadline_ns);
 	return r ? r : lm_fault_point("lock-owned", err);
 }

@@ -178,6 +178,25 @@ static void what_was_reclaimed_cannot_be_taken(void **state)
 	hosts_stop(&t);
 }
 
+/* B took it, ran the guest to its end and gave it up: A's guest is from before that. */
+static void what_was_taken_and_released_is_not_reclaimed(void **state)
+{
+	struct hosts t;
+
+	(void)state;
+	hosts_start(&t, world);
+	assert_ok(TELL(A, ACQUIRE));
+	handed_over(A, B);
+	assert_ok(TELL(B, RELEASE));
+	assert_error(TELL(A, RECLAIM), -ESTALE);
+	host_restart(&t, A);
+	assert_error(TELL(A, RECLAIM), -ESTALE);
+	shown(A, LM_LOCK_FREE, "");
+	assert_ok(host_do(A, RECLAIM, NULL, NULL, "lock-free"));
+	only(&t, A);
+	hosts_stop(&t);
+}
+
 static void an_earlier_offer_cannot_be_taken(void **state)
 {
 	struct hosts t;
@@ -336,6 +355,14 @@ static struct reply dest_tries(const struct crash *c, struct host *a, struct hos
 	return TELL(b, ACQUIRE);
 }
 
+/* Where nothing was offered, it may be free. */
+static struct reply source_tries(const struct crash *c, struct host *a)
+{
+	if (c->op == ACQUIRE || c->op == RELEASE)
+		return TELL(a, ACQUIRE);
+	return TELL(a, RECLAIM);
+}
+
 static void one_crash(const struct crash *c, bool source_first)
 {
 	struct hosts t;
@@ -350,10 +377,10 @@ static void one_crash(const struct crash *c, bool source_first)
 	if (c->op != RELEASE && c->op != ACQUIRE)
 		stranger_refused(&t);
 	if (source_first)
-		source = TELL(A, RECLAIM);
+		source = source_tries(c, A);
 	dest = dest_tries(c, A, B);
 	if (!source_first)
-		source = TELL(A, RECLAIM);
+		source = source_tries(c, A);
 	if (!source.r != by_source || !dest.r == by_source)
 		fail_msg("%s, %s first: source %d (%s), destination %d (%s)", c->fault,
 			 source_first ? "source" : "destination", source.r, source.err.msg, dest.r, dest.err.msg);
@@ -505,6 +532,7 @@ int main(int argc, char *argv[])
 		cmocka_unit_test(offer_and_take_hand_over),
 		cmocka_unit_test(take_may_be_called_again),
 		cmocka_unit_test(what_was_reclaimed_cannot_be_taken),
+		cmocka_unit_test(what_was_taken_and_released_is_not_reclaimed),
 		cmocka_unit_test(an_earlier_offer_cannot_be_taken),
 		cmocka_unit_test(without_its_rule_a_stale_note_is_taken),
 		cmocka_unit_test(take_and_reclaim_at_once_give_one_owner),

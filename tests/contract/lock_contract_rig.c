@@ -57,7 +57,7 @@ static int call(const struct world *w, struct lm_lock *l, const struct request *
 	case TAKE:
 		return lm_lock_take(l, q->note, NULL, deadline, &a->err);
 	case RECLAIM:
-		return lm_lock_reclaim(l, deadline, &a->err);
+		return lm_lock_reclaim(l, false, deadline, &a->err);
 	case RELEASE:
 		return lm_lock_release(l, deadline, &a->err);
 	case SHOW:

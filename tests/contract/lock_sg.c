@@ -291,7 +291,7 @@ static void take_or_reclaim(struct pair *t, const struct way *w)
 	int r = lm_lock_take(t->b, t->note, NULL, soon(), &err);
 
 	if (r == -ESTALE && w->remove == unlink_lun) {
-		ok(lm_lock_reclaim(t->a, soon(), &err));
+		ok(lm_lock_reclaim(t->a, true, soon(), &err));
 		offer(t->a, t->b, true, t->note);
 		ok(lm_lock_take(t->b, t->note, NULL, soon(), &err));
 	} else if (r) {

@@ -49,6 +49,7 @@ bool up = true;                             /* the connection; what is under way
 bool lanes = true;                          /* bytes of the source can reach the destination's memory */
 byte faults = FAULTS;
 bool g_offered;                             /* shared with the source's guardian: locks may be offered */
+bool g_offering;                            /* the same: the engine is at the storage with its offer */
 bool down_s, down_d;                        /* who does not reach the storage */
 #if LOCKS
 mtype:lock lk[LOCKS] = at_source;
@@ -169,10 +170,11 @@ inline release_one(r)
 
 /* lm_handover_offer: lm_guardian_offer, lm_locks_offer; LOCK_OFFER */
 #define OFFER_ALL \
-	g_offered = true; \
-	if :: ph_s == PAUSED :: else -> goto undo fi; \
+	g_offered = true; g_offering = true; \
+	if :: ph_s == PAUSED :: else -> g_offering = false; goto undo fi; \
 	out = true; \
 	EACH_LOCK(down_s, 0, LOCKS, offer_one, r); \
+	g_offering = false; \
 	if :: r != owned -> goto undo :: else fi; \
 	SEND(to_d, OFFER, undo)
 
@@ -357,11 +359,11 @@ watch:
 		/* check_pause: the engine may yet go on */
 		:: atomic { may(K_HANG) && es == alive && ph_s == PAUSED ->
 			faults--; hung = true; ph_s = REVOKED; printf("the source's guardian undoes the pause\n") };
-#if LOCKS && !defined(BREAK_HANG_KILL)
-			/* One that may be at an offer right now is killed first. */
+#if LOCKS && !defined(BREAK_LOCK_HANG)
+			/* wait_for_offer: one that is at an offer right now may yet have it done */
 			if
-			:: atomic { g_offered -> kill_source_engine() }
-			:: !g_offered
+			:: !g_offering
+			:: es != alive -> hung = false; goto watch
 			fi;
 #endif
 			goto bring_back

@@ -90,7 +90,7 @@ static void own(struct fake *f, struct fakelock_record *rec)
 	f->lock.epoch = rec->epoch;
 }
 
-static int fake_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err)
+static int fake_acquire(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
 	struct fake *f = (struct fake *)l;
 	struct fakelock_record *rec;
@@ -101,6 +101,8 @@ static int fake_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error 
 		r = lm_err(err, -EBUSY, LM_SCOPE_OPERATION, "%s holds it", rec->owner);
 	if (!r && rec->state == FAKE_OFFERED && !is(rec->owner, f) && !is(rec->next, f))
 		r = lm_err(err, -EBUSY, LM_SCOPE_OPERATION, "%s is handing it over", rec->owner);
+	if (!r && !free_too && rec->state == FAKE_FREE)
+		r = lm_lock_is_free(err);
 	if (!r)
 		own(f, rec);
 	return leave(f, FAKE_ACQUIRE, r);

@@ -57,7 +57,7 @@ static int setup(void **state)
 static const struct lm_guardian_locks *locks;
 static struct lm_lock_notes notes;
 
-enum step { IDLE, PAUSE, PAUSE_OFFER, PAUSE_OFFER_COMMIT, PAUSE_COMMIT,
+enum step { IDLE, PAUSE, PAUSE_OFFERING, PAUSE_OFFER, PAUSE_OFFER_COMMIT, PAUSE_COMMIT,
 	    PAUSE_COMMIT_RUN, PAUSE_IDLE, COMMIT_UNCOMMIT, STOP };
 
 /* What the engine does before it says that it is ready, and then waits to be killed. */
@@ -65,8 +65,10 @@ static void engine_steps(struct lm_guardian *g, enum step step, int64_t pause_ns
 {
 	if (step != IDLE)
 		lm_guardian_pause(g, pause_ns ? lm_now_ns() + pause_ns : LM_NO_DEADLINE);
-	if (step == PAUSE_OFFER || step == PAUSE_OFFER_COMMIT)
+	if (step == PAUSE_OFFERING || step == PAUSE_OFFER || step == PAUSE_OFFER_COMMIT)
 		lm_guardian_offer(g);
+	if (step == PAUSE_OFFER || step == PAUSE_OFFER_COMMIT)
+		lm_guardian_offer_done(g);
 	lm_guardian_notes(g, &notes);
 	if (step == PAUSE_COMMIT || step == PAUSE_COMMIT_RUN)
 		lm_guardian_run(g, step == PAUSE_COMMIT_RUN);
@@ -283,7 +285,7 @@ static int killed_with_locks(enum lm_side side, enum step step, enum owner owner
 	if (owner == OTHER_HOST && side == LM_SOURCE)
 		assert_ok(lm_locks_take(&b, &notes, soon, &err), err);
 	else if (owner == OTHER_HOST)
-		assert_ok(lm_locks_reclaim(&a, soon, &err), err);
+		assert_ok(lm_locks_reclaim(&a, false, soon, &err), err);
 	locks = side == LM_SOURCE ? &of_a : &of_b;
 	r = killed_after(side, side == LM_SOURCE, step);
 	locks = NULL;
@@ -401,6 +403,51 @@ static void an_undone_pause_is_undone_again_when_the_engine_dies_later(void **st
 	assert_int_equal(seen->rescue, LM_RESCUE_UNDO_RUN);
 }
 
+/* What it has asked of the storage may yet be done, and then the lock of a guest that runs would be on offer. */
+static void nothing_is_undone_while_the_engine_hangs_in_an_offer(void **state)
+{
+	struct lm_locks a, b;
+	pid_t pid;
+
+	(void)state;
+	offer_locks(&a, &b);
+	locks = &of_a;
+	pid = engine_fork(LM_SOURCE, true, PAUSE_OFFERING, 1 * LM_NS_PER_MS);
+	assert_true(wait_for(engine_is_ready, 5000));
+	unit_sleep_ms(1400);
+	assert_int_equal(seen->calls, 0);
+	assert_false(fakelock_owns("a", 2));
+	engine_kill(pid);
+	reap_guardians();
+	assert_int_equal(seen->calls, 1);
+	assert_int_equal(seen->rescue, LM_RESCUE_UNDO_RUN);
+	assert_true(fakelock_owns("a", 2));
+	locks = NULL;
+	memset(&notes, 0, sizeof(notes));
+	lm_locks_close(&a);
+	lm_locks_close(&b);
+}
+
+static void without_waiting_for_the_offer_the_guest_runs_meanwhile(void **state)
+{
+	struct lm_locks a, b;
+	pid_t pid;
+
+	(void)state;
+	offer_locks(&a, &b);
+	locks = &of_a;
+	setenv("LM_BREAK", "lock-hang", 1);
+	pid = engine_fork(LM_SOURCE, true, PAUSE_OFFERING, 1 * LM_NS_PER_MS);
+	assert_true(wait_for(rescued, 5000));
+	engine_kill(pid);
+	reap_guardians();
+	unsetenv("LM_BREAK");
+	locks = NULL;
+	memset(&notes, 0, sizeof(notes));
+	lm_locks_close(&a);
+	lm_locks_close(&b);
+}
+
 static void a_pause_within_its_limit_is_left_alone(void **state)
 {
 	pid_t pid;
@@ -511,6 +558,8 @@ int main(void)
 		cmocka_unit_test_setup(without_the_locks_both_sides_would_run, setup),
 		cmocka_unit_test_setup(a_pause_beyond_its_limit_is_undone_and_commit_refused, setup),
 		cmocka_unit_test_setup(an_undone_pause_is_undone_again_when_the_engine_dies_later, setup),
+		cmocka_unit_test_setup(nothing_is_undone_while_the_engine_hangs_in_an_offer, setup),
+		cmocka_unit_test_setup(without_waiting_for_the_offer_the_guest_runs_meanwhile, setup),
 		cmocka_unit_test_setup(a_pause_within_its_limit_is_left_alone, setup),
 		cmocka_unit_test_setup(dismissal_in_any_phase_leaves_no_process_and_does_nothing, setup),
 		cmocka_unit_test_setup(a_guardian_can_be_stopped_twice_and_leaves_no_process, setup),

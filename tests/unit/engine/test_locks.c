@@ -65,7 +65,7 @@ static void a_set_is_handed_over_in_order(void **state)
 	assert_ok(lm_locks_take(&t->b, &t->offer, SOON, &t->err), t->err);
 	assert_string_equal(t->storage->log, "b take 0 0;b take 1 0;b take 2 0;");
 	assert_true(fakelock_owns("b", N));
-	assert_fails(lm_locks_reclaim(&t->a, SOON, &t->err), -EBUSY, t->err);
+	assert_fails(lm_locks_reclaim(&t->a, false, SOON, &t->err), -EBUSY, t->err);
 	assert_int_equal(t->a.failed, 0);
 	/* The one that was asked first said no: the others are not asked. */
 	assert_string_equal(t->storage->log, "b take 0 0;b take 1 0;b take 2 0;a acquire 0 -16;");
@@ -77,7 +77,7 @@ static void reclaimed_locks_cannot_be_taken(void **state)
 	struct two *t = two_offered();
 
 	(void)state;
-	assert_ok(lm_locks_reclaim(&t->a, SOON, &t->err), t->err);
+	assert_ok(lm_locks_reclaim(&t->a, false, SOON, &t->err), t->err);
 	assert_true(fakelock_owns("a", N));
 	assert_fails(lm_locks_take(&t->b, &t->offer, SOON, &t->err), -ESTALE, t->err);
 	assert_true(lm_locks_final(-ESTALE));
@@ -94,7 +94,7 @@ static void the_first_lock_decides_a_race(void **state)
 	(void)state;
 	/* b has the first one, when a begins. */
 	assert_ok(lm_lock_take(first[0], t->offer.note[0], NULL, SOON, &err), err);
-	assert_fails(lm_locks_reclaim(&t->a, SOON, &t->err), -EBUSY, t->err);
+	assert_fails(lm_locks_reclaim(&t->a, false, SOON, &t->err), -EBUSY, t->err);
 	assert_ok(lm_locks_take(&t->b, &t->offer, SOON, &t->err), t->err);
 	assert_true(fakelock_owns("b", N));
 	two_free(t);
@@ -124,9 +124,37 @@ static void what_was_taken_is_given_back_the_first_one_last(void **state)
 	assert_ok(lm_locks_give_back(&t->b, SOON, &t->err), t->err);
 	/* The third is the source's to give: it was never taken. */
 	assert_string_equal(t->storage->log, "b release 2 -1;b release 1 0;b release 0 0;");
-	assert_ok(lm_locks_reclaim(&t->a, SOON, &t->err), t->err);
+	assert_ok(lm_locks_reclaim(&t->a, true, SOON, &t->err), t->err);
 	assert_true(fakelock_owns("a", N));
 	assert_fails(lm_locks_take(&t->b, &t->offer, SOON, &t->err), -ESTALE, t->err);
+	two_free(t);
+}
+
+/* The destination had them, ran the guest, and it ended there. */
+static void locks_that_became_free_are_not_taken_back(void **state)
+{
+	struct two *t = two_offered();
+
+	(void)state;
+	assert_ok(lm_locks_take(&t->b, &t->offer, SOON, &t->err), t->err);
+	assert_ok(lm_locks_release(&t->b, SOON, &t->err), t->err);
+	assert_fails(lm_locks_reclaim(&t->a, false, SOON, &t->err), -ESTALE, t->err);
+	assert_false(fakelock_owns("a", 1));
+	assert_ok(lm_locks_reclaim(&t->a, true, SOON, &t->err), t->err);
+	assert_true(fakelock_owns("a", N));
+	two_free(t);
+}
+
+static void without_that_rule_an_old_guest_gets_them(void **state)
+{
+	struct two *t = two_offered();
+
+	(void)state;
+	assert_ok(lm_locks_take(&t->b, &t->offer, SOON, &t->err), t->err);
+	assert_ok(lm_locks_release(&t->b, SOON, &t->err), t->err);
+	setenv("LM_BREAK", "lock-free", 1);
+	assert_ok(lm_locks_reclaim(&t->a, false, SOON, &t->err), t->err);
+	unsetenv("LM_BREAK");
 	two_free(t);
 }
 
@@ -140,9 +168,9 @@ static void giving_back_ends_at_a_lock_that_does_not_answer(void **state)
 	assert_fails(lm_locks_take(&t->b, &t->offer, SOON, &t->err), -EIO, t->err);
 	assert_fails(lm_locks_give_back(&t->b, SOON, &t->err), -EIO, t->err);
 	/* The first stays with b: a must not think that it can have all. */
-	assert_fails(lm_locks_reclaim(&t->a, SOON, &t->err), -EBUSY, t->err);
+	assert_fails(lm_locks_reclaim(&t->a, true, SOON, &t->err), -EBUSY, t->err);
 	assert_ok(lm_locks_give_back(&t->b, SOON, &t->err), t->err);
-	assert_ok(lm_locks_reclaim(&t->a, SOON, &t->err), t->err);
+	assert_ok(lm_locks_reclaim(&t->a, true, SOON, &t->err), t->err);
 	two_free(t);
 }
 
@@ -220,6 +248,8 @@ int main(void)
 		cmocka_unit_test(the_first_lock_decides_a_race),
 		cmocka_unit_test(a_path_that_comes_back_is_waited_for),
 		cmocka_unit_test(what_was_taken_is_given_back_the_first_one_last),
+		cmocka_unit_test(locks_that_became_free_are_not_taken_back),
+		cmocka_unit_test(without_that_rule_an_old_guest_gets_them),
 		cmocka_unit_test(giving_back_ends_at_a_lock_that_does_not_answer),
 		cmocka_unit_test(another_holder_refuses_the_set_and_is_named),
 		cmocka_unit_test(acquiring_has_no_patience),

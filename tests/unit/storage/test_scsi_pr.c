@@ -97,7 +97,7 @@ static int do_take(struct pair *t)
 
 static int do_reclaim(struct pair *t)
 {
-	return lm_lock_reclaim(t->a, soon(), NULL);
+	return lm_lock_reclaim(t->a, false, soon(), NULL);
 }
 
 static int do_release(struct pair *t)
@@ -266,7 +266,7 @@ static void a_preempt_that_was_not_done_is_noticed(void **state)
 	t.unit.lies = true;
 	assert_int_not_equal(lm_lock_take(t.b, t.note, NULL, soon(), NULL), 0);
 	t.unit.lies = false;
-	ok(lm_lock_reclaim(t.a, soon(), &err));
+	ok(lm_lock_reclaim(t.a, false, soon(), &err));
 	lm_lock_close(t.b);
 	t.b = host(&t.unit, "host-b");
 	only(&t, t.a, "lies", 0);
