@@ -236,6 +236,14 @@ struct lm_options {
 	int64_t peer_timeout_ns; /* a peer that is silent for this long is gone */
 	int64_t qmp_timeout_ns;  /* a QEMU that does not answer for this long is gone */
 
+	/*
+	 * Storage locks of the guest's disks, as URIs ("Storage locks" below): the same
+	 * ones in the same order on both sides.  nlocks 0: none.
+	 */
+	const char *const *locks;
+	unsigned nlocks;        /* at most LM_LOCKS_MAX */
+	const char *lock_host;  /* this host's name in them; NULL: the default */
+
 	bool guardian;          /* source: fork the guardian that undoes a pause if we are killed */
 	bool start_paused;      /* destination: do not run the guest, leave it paused */
 	bool verify;            /* compare a hash of all RAM inside the blackout (long!) */
@@ -244,6 +252,8 @@ struct lm_options {
 	void *event_opaque;
 	enum lm_log_level log_level; /* log events above this level are not made */
 };
+
+#define LM_LOCKS_MAX 16
 
 struct lm_session;
 

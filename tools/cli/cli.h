@@ -38,12 +38,12 @@ struct cli_settings {
 	bool help, json, quiet;
 	unsigned verbose;
 	bool quit_source;
-	bool run_here, end_here, yes;
+	bool run_here, end_here, automatic, yes;
 	const char *listen, *to; /* recover: one of them; the others say it in lm.address */
 	bool recovering;         /* the guest has been switched over before we came */
-	const char *host;      /* lock: this host's name */
 	int completion;        /* enum cli_shell */
 	const char *rails[CLI_RAILS_MAX]; /* lm.rails */
+	const char *locks[LM_LOCKS_MAX];  /* lm.locks */
 	char *const *words;    /* what follows the options, NULL-ended */
 };
 
@@ -63,6 +63,7 @@ enum cli_kind {
 	CLI_CHOICE,    /* int: index in choices */
 	CLI_TRANSPORT, /* const char *: "auto" or one of lm_transport_names() */
 	CLI_RAIL,      /* struct lm_options: one more of its rails; may be repeated */
+	CLI_LOCK,      /* struct lm_options: one more of its locks; may be repeated */
 };
 
 struct cli_option {

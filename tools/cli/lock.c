@@ -38,7 +38,7 @@ static int run(const struct cli_settings *s, const char *uri, enum lm_lock_what 
 	struct lm_lock_info info = { 0 };
 	struct lm_error err = { 0 };
 	char clean[LM_ERROR_MSG_MAX];
-	int r = lm_lock_run(uri, s->host, what, s->lm.timeout_ns, &info, &err);
+	int r = lm_lock_run(uri, s->lm.lock_host, what, s->lm.timeout_ns, &info, &err);
 
 	if (s->json && say)
 		cli_json_lock(uri, &info, &err, stdout);

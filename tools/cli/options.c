@@ -129,6 +129,34 @@ static int parse_rail(const struct cli_option *o, const char *text, struct cli_s
 	return 0;
 }
 
+/* Shape only: "SCHEME:REST"; its backend knows the rest. */
+static int parse_lock(const struct cli_option *o, const char *text, struct cli_settings *settings,
+		      struct lm_error *err)
+{
+	const char *const *schemes = lm_lock_schemes();
+	struct lm_options *lm = &settings->lm;
+	size_t len = strcspn(text, ":");
+	char list[128] = "";
+
+	for (; *schemes; schemes++) {
+		size_t at = strlen(list);
+
+		if (text[len] && strlen(*schemes) == len && !strncmp(*schemes, text, len))
+			break;
+		snprintf(list + at, sizeof(list) - at, "%s%s:", at ? ", " : "", *schemes);
+	}
+	if (!*schemes)
+		return cli_invalid(err, "--%s: '%s' is not a lock: it must begin with %s", o->name, text, list);
+	for (unsigned i = 0; i < lm->nlocks; i++)
+		if (!strcmp(settings->locks[i], text))
+			return cli_invalid(err, "--%s: '%s' is given twice", o->name, text);
+	if (lm->nlocks == LM_LOCKS_MAX)
+		return cli_invalid(err, "--%s: at most %d of them", o->name, LM_LOCKS_MAX);
+	settings->locks[lm->nlocks++] = text;
+	lm->locks = settings->locks;
+	return 0;
+}
+
 static int parse_units(const struct cli_option *o, const char *text, void *at, struct lm_error *err)
 {
 	char why[256];
@@ -199,6 +227,8 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
 		return parse_transport(o, text, at, err);
 	case CLI_RAIL:
 		return parse_rail(o, text, settings, err);
+	case CLI_LOCK:
+		return parse_lock(o, text, settings, err);
 	}
 	return cli_invalid(err, "--%s: of unknown kind", o->name);
 }

@@ -51,6 +51,12 @@
 	{ .name = "pin", .kind = CLI_CHOICE, .argument = "HOW", .offset = AT(lm.pin), .choices = pin, \
 	  .help = "how the guest's memory is registered with RDMA devices: auto, all, chunk, or odp" }
 
+#define OPTION_LOCK(text) \
+	{ .name = "lock", .kind = CLI_LOCK, .argument = "URI", .offset = AT(lm), .help = text }
+#define OPTION_HOST \
+	{ .name = "host", .kind = CLI_WORD, .argument = "NAME", .offset = AT(lm.lock_host), \
+	  .help = "this host's name in the lock; made of the node's name and its machine-id when not given" }
+
 /* By the values of enum lm_on_stall, enum lm_postcopy, enum lm_pin and enum cli_shell. */
 static const char *const on_stall[] = {
 	[LM_STALL_WAIT] = "wait", [LM_STALL_FORCE] = "force", [LM_STALL_ABORT] = "abort", NULL,
@@ -96,6 +102,8 @@ static const struct cli_option send_options[] = {
 	{ .name = "max-pause", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.max_pause_ns),
 	  .help = "let the guest go on here when it was stopped for so long and has not moved" },
 	OPTION_PEER_TIMEOUT,
+	OPTION_LOCK("hand this storage lock over with the guest; may be repeated, in the same order as at 'receive'"),
+	OPTION_HOST,
 	OPTION_QUIT_SOURCE,
 	{ .name = "verify", .kind = CLI_FLAG, .offset = AT(lm.verify),
 	  .help = "compare a hash of all RAM while the guest is stopped (long!)" },
@@ -125,6 +133,8 @@ static const struct cli_option receive_options[] = {
 	OPTION_RECOVER_TIMEOUT,
 	{ .name = "paused", .kind = CLI_FLAG, .offset = AT(lm.start_paused),
 	  .help = "leave the guest paused when it has arrived" },
+	OPTION_LOCK("take this storage lock before the guest runs; may be repeated, in the same order as at 'send'"),
+	OPTION_HOST,
 	OPTION_INSECURE,
 	OPTION_PID,
 	OPTION_JSON,
@@ -151,6 +161,8 @@ static const struct cli_option recover_options[] = {
 	  .help = "on the source: where 'migrate-rdma recover' listens" },
 	OPTION_RECOVER_TIMEOUT,
 	OPTION_PEER_TIMEOUT,
+	OPTION_LOCK("a storage lock of the guest; may be repeated: refused where it does not agree"),
+	OPTION_HOST,
 	OPTION_QUIT_SOURCE,
 	OPTION_INSECURE,
 	OPTION_JSON,
@@ -175,14 +187,17 @@ static const struct cli_option resolve_options[] = {
 	  .help = "run the guest on this host: it is known not to run on the other" },
 	{ .name = "end-here", .kind = CLI_FLAG, .offset = AT(end_here),
 	  .help = "end the QEMU of this host: the guest is known to run on the other" },
+	{ .name = "auto", .kind = CLI_FLAG, .offset = AT(automatic),
+	  .help = "with --lock: run the guest here if this host can get all locks, else leave it; asks nobody" },
+	OPTION_LOCK("a storage lock of the guest; may be repeated, in the same order as at 'send'"),
+	OPTION_HOST,
 	{ .name = "yes", .letter = 'y', .kind = CLI_FLAG, .offset = AT(yes), .help = "do not ask" },
 	OPTION_HELP,
 	OPTION_END,
 };
 
 static const struct cli_option lock_options[] = {
-	{ .name = "host", .kind = CLI_WORD, .argument = "NAME", .offset = AT(host),
-	  .help = "this host's name in the lock; made of the node's name and its machine-id when not given" },
+	OPTION_HOST,
 	OPTION_TIMEOUT("give up after so long; none: 10s"),
 	{ .name = "yes", .letter = 'y', .kind = CLI_FLAG, .offset = AT(yes), .help = "break: do not ask" },
 	OPTION_JSON,
