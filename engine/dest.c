@@ -304,7 +304,7 @@ static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct
 	return lm_control_send(&s->control, LM_MSG_PREPARED, NULL, 0, lm_session_peer_deadline(s), err);
 }
 
-static int write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err)
+int lm_dest_write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err)
 {
 	int64_t deadline = lm_session_vm_deadline(s);
 
@@ -334,7 +334,7 @@ static int handle_state(struct lm_session *s, const struct lm_msg *msg, struct l
 	if (!s->dst.state_bytes && lm_session_stage(s, "loading", err))
 		return err->code;
 	s->dst.state_bytes += msg->len;
-	return write_state(s, msg->payload, msg->len, err);
+	return lm_dest_write_state(s, msg->payload, msg->len, err);
 }
 
 static int check_saved(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
@@ -400,7 +400,7 @@ static int check_vm_lives(const struct lm_session *s, struct lm_error *err)
 	return poll(&p, 1, 0) > 0 ? lm_err(err, -ESRCH, LM_SCOPE_VM, "the destination's QEMU has exited") : 0;
 }
 
-static int run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err)
+int lm_dest_run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err)
 {
 	int r = lm_session_stage(s, "fenced", err);
 
@@ -434,7 +434,7 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 	lm_guardian_run(&s->guardian, run);
 	lm_guardian_commit(&s->guardian);
 	s->dst.committed = true;
-	r = run_guest(s, run, &times, err);
+	r = lm_dest_run_guest(s, run, &times, err);
 	if (r)
 		return r;
 	lm_guardian_idle(&s->guardian);
@@ -581,14 +581,14 @@ int lm_dest_accept(struct lm_session *s, int64_t deadline, struct lm_error *err)
  * guest) once loading has begun.  After COMMIT, too: when it could not run and is
  * known to be gone, ABORT tells the source that it may resume.
  */
-static void dest_undo(struct lm_session *s, const struct lm_error *why)
+bool lm_dest_undo(struct lm_session *s, const struct lm_error *why)
 {
 	struct lm_error e = { 0 };
 	bool ended = !s->dst.load_begun;
 
 	lm_close_fd(&s->dst.state_fd);
 	if (s->dst.may_have_run)
-		return; /* what it did is in the world: the source must not go on from before */
+		return false; /* what it did is in the world: the source must not go on from before */
 	if (s->dst.load_begun) {
 		ended = !lm_vm_end(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), &e);
 		lm_session_log(s, ended ? LM_LOG_INFO : LM_LOG_ERROR, "%s%s",
@@ -599,6 +599,7 @@ static void dest_undo(struct lm_session *s, const struct lm_error *why)
 		lm_guardian_idle(&s->guardian);
 	if (s->control.stream && (ended || !s->dst.committed))
 		lm_control_send_abort(&s->control, why, lm_deadline_after(LM_ABORT_TIMEOUT_NS));
+	return ended;
 }
 
 int lm_dest_run(struct lm_session *s, struct lm_error *err)
@@ -615,7 +616,7 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 		r = serve(s, err);
 	if (r) {
 		fence(s);
-		dest_undo(s, err);
+		lm_dest_undo(s, err);
 		return r;
 	}
 	if (s->pull.armed)

@@ -32,6 +32,7 @@ struct guard {
 	struct lm_guardian_shared *shared;
 	const struct lm_vm_ops *ops;
 	enum lm_side side;
+	struct lm_guardian_witness witness;
 	int fd, rescue_fd, pidfd;
 };
 
@@ -85,7 +86,11 @@ static void engine_died(const struct guard *g)
 	}
 	if (phase != LM_PHASE_COMMITTED)
 		return;
-	if (g->side == LM_SOURCE)
+	if (g->witness.happened && !g->witness.happened(g->witness.arg))
+		undo_pause(g);
+	else if (g->witness.happened && g->side == LM_SOURCE)
+		say("migrate-rdma guardian: the engine died, but the guest was saved; it is paused here");
+	else if (g->side == LM_SOURCE)
 		say("migrate-rdma guardian: the engine died after COMMIT was sent and before the answer: the "
 		    "migration is in doubt. The guest is paused here; find out whether it runs on the "
 		    "destination, then use `migrate-rdma resolve`");
@@ -206,7 +211,13 @@ static int fork_guardian(const struct guard *g, struct lm_error *err)
 int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
 		      struct lm_error *err)
 {
-	struct guard guard = { .ops = vm->ops, .side = side,
+	return lm_guardian_start_with(g, vm, side, &(struct lm_guardian_witness){ .happened = NULL }, err);
+}
+
+int lm_guardian_start_with(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
+			   const struct lm_guardian_witness *witness, struct lm_error *err)
+{
+	struct guard guard = { .ops = vm->ops, .side = side, .witness = *witness,
 			       .rescue_fd = vm->rescue_fd, .pidfd = vm->pidfd };
 	int pair[2], r;
 

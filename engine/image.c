@@ -187,7 +187,7 @@ int lm_image_get_head(const struct lm_image_wire_head *w, struct lm_image_head *
 /* ---- mark and trailer ---- */
 
 void lm_image_put_mark(const uint8_t id[static LM_IMAGE_ID_SIZE], enum lm_image_mark mark, unsigned uses,
-		       const uint8_t *use, struct lm_image_wire_mark *ret)
+		       const uint8_t *use, const uint64_t *epochs, unsigned nepochs, struct lm_image_wire_mark *ret)
 {
 	memset(ret, 0, sizeof(*ret));
 	memcpy(ret->magic, mark_magic, sizeof(ret->magic));
@@ -198,6 +198,9 @@ void lm_image_put_mark(const uint8_t id[static LM_IMAGE_ID_SIZE], enum lm_image_
 		memcpy(ret->use, use, LM_IMAGE_ID_SIZE);
 	ret->time_ns = lm_le64((uint64_t)lm_clock_ns(CLOCK_REALTIME));
 	lm_lock_host(ret->host);
+	ret->nepochs = lm_le32(nepochs);
+	for (unsigned i = 0; i < nepochs; i++)
+		ret->epochs[i] = lm_le64(epochs[i]);
 	lm_image_hash(ret, offsetof(struct lm_image_wire_mark, hash), ret->hash);
 }
 
@@ -208,6 +211,7 @@ bool lm_image_mark_valid(const struct lm_image_wire_mark *m, const uint8_t id[st
 	lm_image_hash(m, offsetof(struct lm_image_wire_mark, hash), hash);
 	return !memcmp(m->magic, mark_magic, sizeof(m->magic)) && !memcmp(hash, m->hash, sizeof(hash)) &&
 	       !memcmp(m->id, id, LM_IMAGE_ID_SIZE) && lm_le32_get(m->state) <= LM_IMAGE_VOID &&
+	       lm_le32_get(m->nepochs) <= LM_IMAGE_LOCKS_MAX &&
 	       text_valid(m->host, sizeof(m->host));
 }
 

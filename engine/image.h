@@ -34,7 +34,7 @@
 #define LM_IMAGE_ID_SIZE 16
 #define LM_IMAGE_HASH_SIZE 16
 #define LM_IMAGE_STATE_MAX (UINT64_C(1) << 30) /* device state, bytes */
-#define LM_IMAGE_LOCKS_MAX 32
+#define LM_IMAGE_LOCKS_MAX LM_LOCKS_MAX
 
 /* Block 0 */
 struct lm_image_wire_head {
@@ -68,6 +68,8 @@ struct lm_image_wire_mark {
 	uint8_t use[LM_IMAGE_ID_SIZE]; /* random: who marked it knows it again */
 	struct le64 time_ns;
 	char host[64];
+	struct le32 nepochs, reserved;
+	struct le64 epochs[LM_IMAGE_LOCKS_MAX]; /* of the locks, as who marked it left them; none: as in the index */
 	uint8_t hash[LM_IMAGE_HASH_SIZE];
 };
 
@@ -147,6 +149,8 @@ struct lm_image {
 	int64_t mark_ns;
 	char mark_host[64];
 	uint8_t use[LM_IMAGE_ID_SIZE];               /* of the mark */
+	unsigned nepochs;
+	uint64_t epochs[LM_IMAGE_LOCKS_MAX];         /* with which the locks were last released for it */
 };
 
 /*
@@ -180,13 +184,13 @@ int lm_image_read_chunk(const struct lm_image *img, unsigned region, uint64_t ch
 			struct lm_error *err);
 
 /*
- * Durable when it returns 0: what the mark says from here on.  use (may be NULL): random
- * bytes that tell whose mark it is.
+ * Durable when it returns 0: what the mark says from here on, img->epochs included.  use
+ * (may be NULL): random bytes that tell whose mark it is.
  */
 int lm_image_set_mark(struct lm_image *img, enum lm_image_mark mark, const uint8_t *use, struct lm_error *err);
 /* By path, without struct lm_image, for the guardian: whether the mark there is the one with this `use`. */
 bool lm_image_marked_by(const char *path, const uint8_t use[static LM_IMAGE_ID_SIZE]);
-/* Whether the image under path is the one with this id. */
+/* Whether the image under path is the one with this id, and not void. */
 bool lm_image_is(const char *path, const uint8_t id[static LM_IMAGE_ID_SIZE]);
 /* "fresh", "pending", ... */
 const char *lm_image_mark_name(enum lm_image_mark mark);
@@ -231,8 +235,9 @@ void lm_image_writer_close(struct lm_image_writer *w); /* takes a zeroed one who
 
 void lm_image_put_head(const struct lm_image_head *h, struct lm_image_wire_head *ret);
 int lm_image_get_head(const struct lm_image_wire_head *w, struct lm_image_head *ret, struct lm_error *err);
+/* use and epochs may be NULL. */
 void lm_image_put_mark(const uint8_t id[static LM_IMAGE_ID_SIZE], enum lm_image_mark mark, unsigned uses,
-		       const uint8_t *use, struct lm_image_wire_mark *ret);
+		       const uint8_t *use, const uint64_t *epochs, unsigned nepochs, struct lm_image_wire_mark *ret);
 void lm_image_put_trailer(const struct lm_image_wire_head *head, struct lm_image_wire_trailer *ret);
 int lm_image_check_trailer(const struct lm_image_wire_trailer *t, const struct lm_image_wire_head *head,
 			   struct lm_error *err);

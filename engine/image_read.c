@@ -96,6 +96,9 @@ static int read_mark(struct lm_image *img, struct lm_error *err)
 	img->mark_ns = (int64_t)lm_le64_get(m.time_ns);
 	memcpy(img->mark_host, m.host, sizeof(img->mark_host));
 	memcpy(img->use, m.use, sizeof(img->use));
+	img->nepochs = lm_le32_get(m.nepochs);
+	for (unsigned i = 0; i < img->nepochs; i++)
+		img->epochs[i] = lm_le64_get(m.epochs[i]);
 	return 0;
 }
 
@@ -129,7 +132,10 @@ static int take_locks(struct lm_image *img, const struct lm_image_wire_lock *w, 
 		memcpy(img->locks[i].uri, w[i].uri, sizeof(img->locks[i].uri));
 		memcpy(img->locks[i].id, w[i].id, sizeof(img->locks[i].id));
 		img->locks[i].epoch = lm_le64_get(w[i].epoch);
+		if (i >= img->nepochs) /* nobody has had them since it was saved */
+			img->epochs[i] = img->locks[i].epoch;
 	}
+	img->nepochs = img->head.nlocks;
 	return 0;
 }
 
@@ -403,7 +409,7 @@ int lm_image_set_mark(struct lm_image *img, enum lm_image_mark mark, const uint8
 	struct lm_image_wire_mark m;
 	ssize_t n;
 
-	lm_image_put_mark(img->head.id, mark, img->uses + (mark == LM_IMAGE_USED), use, &m);
+	lm_image_put_mark(img->head.id, mark, img->uses + (mark == LM_IMAGE_USED), use, img->epochs, img->nepochs, &m);
 	n = pwrite(img->fd, &m, sizeof(m), LM_IMAGE_BLOCK);
 	if (n != sizeof(m) || fdatasync(img->fd))
 		return lm_err_errno(err, n < 0 || n == sizeof(m) ? -errno : -EIO, LM_SCOPE_SESSION,
@@ -428,7 +434,8 @@ bool lm_image_marked_by(const char *path, const uint8_t use[static LM_IMAGE_ID_S
 
 bool lm_image_is(const char *path, const uint8_t id[static LM_IMAGE_ID_SIZE])
 {
-	struct lm_image_wire_head h;
+	struct lm_image_wire_mark m;
 
-	return peek(path, 0, &h, sizeof(h)) && !memcmp(h.id, id, LM_IMAGE_ID_SIZE);
+	return peek(path, LM_IMAGE_BLOCK, &m, sizeof(m)) && lm_image_mark_valid(&m, id) &&
+	       lm_le32_get(m.state) != LM_IMAGE_VOID;
 }

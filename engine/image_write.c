@@ -254,7 +254,7 @@ static int write_ends(struct lm_image_writer *w, const struct lm_image_head *hea
 	int r;
 
 	lm_image_put_head(head, &h);
-	lm_image_put_mark(w->id, mark, 0, NULL, &m);
+	lm_image_put_mark(w->id, mark, 0, NULL, NULL, 0, &m);
 	lm_image_put_trailer(&h, &t);
 	r = write_copy(w, &t, sizeof(t), head->file_size - LM_IMAGE_BLOCK, err);
 	if (!r)
@@ -322,7 +322,7 @@ int lm_image_abandon(struct lm_image_writer *w, struct lm_error *err)
 	if (!w->renamed)
 		return unlink(w->temporary) && errno != ENOENT ?
 		       lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot remove %s", w->temporary) : 0;
-	lm_image_put_mark(w->id, LM_IMAGE_VOID, 0, NULL, &m);
+	lm_image_put_mark(w->id, LM_IMAGE_VOID, 0, NULL, NULL, 0, &m);
 	r = write_copy(w, &m, sizeof(m), LM_IMAGE_BLOCK, err);
 	return r ? r : lm_image_sync(w, err);
 }

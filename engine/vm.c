@@ -9,6 +9,12 @@ int lm_vm_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err
 	return vm->ops->regions(vm, ret_ram, err);
 }
 
+int lm_vm_identity(struct lm_vm *vm, char ret_name[static 64], char ret_uuid[static 40], struct lm_error *err)
+{
+	ret_name[0] = ret_uuid[0] = 0;
+	return vm->ops->identity ? vm->ops->identity(vm, ret_name, ret_uuid, err) : 0;
+}
+
 int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err)
 {
 	*ret = NULL;

@@ -32,7 +32,7 @@ static void make_right(size_t size)
 		lm_image_hash(file + offset, bytes, h->index_hash);
 	lm_image_hash(h, offsetof(struct lm_image_wire_head, hash), h->hash);
 	lm_image_put_trailer(h, (void *)(file + size - LM_IMAGE_BLOCK));
-	lm_image_put_mark(h->id, LM_IMAGE_FRESH, 0, NULL, m);
+	lm_image_put_mark(h->id, LM_IMAGE_FRESH, 0, NULL, NULL, 0, m);
 }
 
 static void read_it(const struct lm_image *img)
