@@ -127,7 +127,7 @@ static int check_region(const struct lm_region *mine, const struct lm_open_regio
 	return 0;
 }
 
-static int check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err)
+int lm_dest_check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err)
 {
 	int r = check_vm(s, o, err);
 
@@ -135,6 +135,10 @@ static int check_open(const struct lm_session *s, const struct lm_open *o, struc
 		r = lm_err(err, -EINVAL, LM_SCOPE_SESSION,
 			   "the guest has %u memory backends at the source, %u at the destination: give both the same "
 			   "-object memory-backend-file options", o->nregions, s->ram.nregions);
+	if (!r && o->nlocks != s->opt.nlocks)
+		r = lm_err(err, -EINVAL, LM_SCOPE_SESSION,
+			   "%u storage locks at the source, %u at the destination: give both the same --lock options in "
+			   "the same order", o->nlocks, s->opt.nlocks);
 	for (unsigned i = 0; !r && i < o->nregions; i++)
 		r = check_region(&s->ram.regions[i], &o->regions[i], err);
 	return r;
@@ -251,7 +255,7 @@ static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm
 	int r = lm_wire_get_open(msg->payload, msg->len, o, err);
 
 	if (!r)
-		r = check_open(s, o, err);
+		r = lm_dest_check_open(s, o, err);
 	if (!r)
 		r = lm_ram_map(&s->ram, true, err);
 	if (!r)
@@ -416,7 +420,7 @@ int lm_dest_run_guest(struct lm_session *s, bool run, struct lm_vm_times *times,
 
 static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
 {
-	struct lm_wire_times answer = { .load_ns = lm_le64((uint64_t)s->dst.load_ns) };
+	struct lm_wire_times answer = { 0 };
 	struct lm_vm_times times = { 0 };
 	struct lm_error e = { 0 };
 	int64_t begin = lm_now_ns();
@@ -426,22 +430,32 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 
 	if (!r && flags & ~LM_COMMIT_RUN)
 		r = lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: COMMIT flags");
+	if (!r && s->handover.offer.n != s->handover.locks.n)
+		r = lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent COMMIT, but did not offer the storage locks");
 	if (!r)
 		r = lm_session_stage(s, "commit", err);
 	if (r)
 		return r;
 	run = (flags & LM_COMMIT_RUN) && !s->opt.start_paused;
 	lm_guardian_run(&s->guardian, run);
+	lm_guardian_notes(&s->guardian, &s->handover.offer);
 	lm_guardian_commit(&s->guardian);
 	s->dst.committed = true;
-	r = lm_dest_run_guest(s, run, &times, err);
+	if (!lm_broken("lock-take"))
+		r = lm_handover_take(s, err);
+	if (!r)
+		r = lm_dest_run_guest(s, run, &times, err);
+	if (!r && lm_broken("lock-take"))
+		r = lm_handover_take(s, err);
 	if (r)
 		return r;
 	lm_guardian_idle(&s->guardian);
 	s->pull.began_ns = lm_now_ns();
 	s->summary.guest_runs_here = run;
+	answer.load_ns = lm_le64((uint64_t)s->handover.take_ns);
 	answer.resume_ns = lm_le64((uint64_t)(lm_now_ns() - begin));
-	s->summary.blackout.resume_ns = lm_now_ns() - begin;
+	s->summary.blackout.lock_ns = s->summary.blackout.lock_take_ns = s->handover.take_ns;
+	s->summary.blackout.resume_ns = lm_now_ns() - begin - s->handover.take_ns;
 	r = lm_session_stage(s, "resumed", &e);
 	if (!r)
 		r = lm_control_send(&s->control, LM_MSG_RESUMED, &answer, sizeof(answer),
@@ -451,6 +465,7 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 	else if (r) /* The guest runs here all the same: the source is in doubt, we are not. */
 		lm_session_log(s, LM_LOG_WARN, "the guest runs here, but the source could not be told (%s): it "
 			       "reports `in doubt`; resolve it there with --end-here", e.msg);
+	lm_handover_keep(s);
 	return 0;
 }
 
@@ -469,11 +484,13 @@ static const struct dest_rule rules[] = {
 	{ LM_DEST_COPYING, LM_MSG_POSTCOPY, lm_postcopy_arm, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_POSTCOPY_KEYS, lm_postcopy_keys, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_LEFT, lm_postcopy_left, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_LOCK_ANNOUNCE, lm_handover_prepare, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_PREPARE, handle_prepare, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_LEFT, lm_postcopy_left, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_LANE_DROP, handle_lane_drop, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_STATE, handle_state, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_SAVED, handle_saved, LM_DEST_LOADED },
+	{ LM_DEST_LOADED, LM_MSG_LOCK_OFFER, lm_handover_offered, LM_DEST_LOADED },
 	{ LM_DEST_LOADED, LM_MSG_COMMIT, handle_commit, LM_DEST_DONE },
 };
 
@@ -498,7 +515,7 @@ static int dispatch(struct lm_session *s, const struct lm_msg *msg, struct lm_er
  * qmp_timeout.  A PING is a sign of life, though not a message: a copy takes as long
  * as it takes.
  */
-static int next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err)
+int lm_dest_next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err)
 {
 	int64_t silence_ns = s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns, begin = lm_now_ns(), heard;
 	int r;
@@ -514,7 +531,7 @@ static int serve(struct lm_session *s, struct lm_error *err)
 {
 	while (s->dst.state != LM_DEST_DONE) {
 		struct lm_msg msg;
-		int r = next_message(s, &msg, err);
+		int r = lm_dest_next_message(s, &msg, err);
 
 		if (!r)
 			r = dispatch(s, &msg, err);
@@ -597,6 +614,8 @@ bool lm_dest_undo(struct lm_session *s, const struct lm_error *why)
 	}
 	if (ended)
 		lm_guardian_idle(&s->guardian);
+	if (ended)
+		lm_handover_give_back(s);
 	if (s->control.stream && (ended || !s->dst.committed))
 		lm_control_send_abort(&s->control, why, lm_deadline_after(LM_ABORT_TIMEOUT_NS));
 	return ended;

@@ -20,11 +20,15 @@
 #define HANG_GRACE_NS (1 * LM_NS_PER_S)
 #define STOP_TIMEOUT_MS 2000
 #define DISMISS 'q'
+/* A destination that lives has taken the locks by then; after that the first who asks gets them. */
+#define TAKE_GRACE_NS (1 * LM_NS_PER_S)
 
 struct lm_guardian_shared {
 	_Atomic int phase;
 	_Atomic int64_t deadline_ns; /* of the pause, CLOCK_MONOTONIC */
 	_Atomic bool run;            /* the guest shall run afterwards */
+	_Atomic bool offered;        /* source: the destination may be able to take the locks */
+	struct lm_lock_notes notes;  /* destination: written before COMMITTED */
 };
 
 /* What the guardian process knows. */
@@ -34,6 +38,8 @@ struct guard {
 	enum lm_side side;
 	struct lm_guardian_witness witness;
 	int fd, rescue_fd, pidfd;
+	int32_t vm_pid;
+	struct lm_guardian_locks locks;
 };
 
 static void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -55,6 +61,50 @@ static void say(const char *fmt, ...)
 		return; /* nobody reads: nothing lost */
 }
 
+/* ---- storage locks: the engine's handles died with it, or belong to it ---- */
+
+static int locks_open(const struct guard *g, struct lm_locks *ret, int64_t deadline_ns, struct lm_error *err)
+{
+	const struct lm_lock_params p = { .host = g->locks.host, .holder_pid = g->vm_pid, .deadline_ns = deadline_ns };
+
+	return lm_locks_open(g->locks.uris, g->locks.n, &p, ret, err);
+}
+
+/* 0: the guest may run on this host. */
+static int locks_get(const struct guard *g, bool take, unsigned *ret_failed, struct lm_error *err)
+{
+	int64_t deadline = lm_now_ns() + RESCUE_TIMEOUT_NS;
+	struct lm_locks l;
+	int r;
+
+	*ret_failed = 0;
+	if (!g->locks.n || lm_broken(take ? "lock-take" : "lock-reclaim"))
+		return 0;
+	r = locks_open(g, &l, deadline, err);
+	if (r)
+		return r;
+	r = take ? lm_locks_take(&l, &g->shared->notes, deadline, err) : lm_locks_reclaim(&l, deadline, err);
+	*ret_failed = l.failed;
+	lm_locks_close(&l);
+	return r;
+}
+
+static bool reclaim(const struct guard *g)
+{
+	struct lm_error err = { 0 };
+	unsigned failed;
+	int r = locks_get(g, false, &failed, &err);
+
+	if (r && lm_locks_final(r))
+		say("migrate-rdma guardian: the engine died, and the destination has the storage lock (%s): the guest is "
+		    "there, and stays paused here. When it runs there, end this QEMU: `migrate-rdma resolve --end-here`",
+		    err.msg);
+	else if (r)
+		say("migrate-rdma guardian: the engine died, and the storage locks cannot be asked (%s): the migration is in "
+		    "doubt, the guest is paused here. When they can: `migrate-rdma resolve --auto`", err.msg);
+	return !r;
+}
+
 static void rescue(const struct guard *g, enum lm_rescue what, const char *done)
 {
 	struct lm_error err = { 0 };
@@ -67,6 +117,8 @@ static void rescue(const struct guard *g, enum lm_rescue what, const char *done)
 
 static void undo_pause(const struct guard *g)
 {
+	if (g->side == LM_SOURCE && atomic_load(&g->shared->offered) && !reclaim(g))
+		return;
 	if (g->side == LM_DEST)
 		rescue(g, LM_RESCUE_END, "the engine died before COMMIT: the destination's guest was ended, "
 					 "the source has it");
@@ -74,6 +126,40 @@ static void undo_pause(const struct guard *g)
 		rescue(g, LM_RESCUE_UNDO_RUN, "the migration was undone, the guest runs here again");
 	else
 		rescue(g, LM_RESCUE_UNDO, "the migration was undone, the guest is here, paused as before");
+}
+
+/* COMMIT was received: the locks, then the guest. */
+static void take_and_run(const struct guard *g)
+{
+	struct lm_error err = { 0 };
+	unsigned failed;
+	int r = locks_get(g, true, &failed, &err);
+
+	if (r && lm_locks_final(r) && !failed) {
+		say("migrate-rdma guardian: %s", err.msg);
+		rescue(g, LM_RESCUE_END, "the engine died after COMMIT, and the source has taken the storage lock back: the "
+					 "destination's guest was ended");
+	} else if (r) {
+		say("migrate-rdma guardian: the engine died after COMMIT, and the storage locks could not be taken (%s): the "
+		    "guest is paused here. When they can: `migrate-rdma resolve --auto`", err.msg);
+	} else if (atomic_load(&g->shared->run)) {
+		rescue(g, LM_RESCUE_RUN, "the engine died after COMMIT: the guest runs here");
+	}
+}
+
+/* COMMIT may have been received, or not: the locks know who has the guest, if there are any. */
+static void ask_locks(const struct guard *g)
+{
+	const struct timespec grace = { .tv_sec = TAKE_GRACE_NS / LM_NS_PER_S };
+
+	if (!g->locks.n) {
+		say("migrate-rdma guardian: the engine died after COMMIT was sent and before the answer: the "
+		    "migration is in doubt. The guest is paused here; find out whether it runs on the "
+		    "destination, then use `migrate-rdma resolve`");
+		return;
+	}
+	nanosleep(&grace, NULL);
+	undo_pause(g);
 }
 
 static void engine_died(const struct guard *g)
@@ -90,12 +176,13 @@ static void engine_died(const struct guard *g)
 		undo_pause(g);
 	else if (g->witness.happened && g->side == LM_SOURCE)
 		say("migrate-rdma guardian: the engine died, but the guest was saved; it is paused here");
-	else if (g->side == LM_SOURCE)
-		say("migrate-rdma guardian: the engine died after COMMIT was sent and before the answer: the "
-		    "migration is in doubt. The guest is paused here; find out whether it runs on the "
-		    "destination, then use `migrate-rdma resolve`");
-	else if (atomic_load(&g->shared->run))
-		rescue(g, LM_RESCUE_RUN, "the engine died after COMMIT: the guest runs here");
+	else if (g->witness.happened) {
+		if (atomic_load(&g->shared->run))
+			rescue(g, LM_RESCUE_RUN, "the engine died when the guest was restored: the guest runs here");
+	} else if (g->side == LM_SOURCE)
+		ask_locks(g);
+	else
+		take_and_run(g);
 }
 
 /* The pause has lasted too long and the engine has not noticed. */
@@ -209,17 +296,21 @@ static int fork_guardian(const struct guard *g, struct lm_error *err)
 }
 
 int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
-		      struct lm_error *err)
+		      const struct lm_guardian_locks *locks, struct lm_error *err)
 {
-	return lm_guardian_start_with(g, vm, side, &(struct lm_guardian_witness){ .happened = NULL }, err);
+	return lm_guardian_start_with(g, vm, side, locks, &(struct lm_guardian_witness){ .happened = NULL }, err);
 }
 
 int lm_guardian_start_with(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
-			   const struct lm_guardian_witness *witness, struct lm_error *err)
+			   const struct lm_guardian_locks *locks, const struct lm_guardian_witness *witness,
+			   struct lm_error *err)
 {
-	struct guard guard = { .ops = vm->ops, .side = side, .witness = *witness,
+	struct guard guard = { .ops = vm->ops, .side = side, .vm_pid = vm->pid, .witness = *witness,
 			       .rescue_fd = vm->rescue_fd, .pidfd = vm->pidfd };
 	int pair[2], r;
+
+	if (locks)
+		guard.locks = *locks;
 
 	memset(g, 0, sizeof(*g));
 	g->fd = -1;
@@ -261,6 +352,36 @@ void lm_guardian_run(struct lm_guardian *g, bool run)
 {
 	if (g->shared)
 		atomic_store(&g->shared->run, run);
+}
+
+/*
+ * Either this sees that the pause was revoked, or whoever revokes it from here on sees
+ * `offered` and takes the locks back: both are sequentially consistent.
+ */
+bool lm_guardian_offer(struct lm_guardian *g)
+{
+	if (!g->shared)
+		return true;
+	atomic_store(&g->shared->offered, true);
+	return atomic_load(&g->shared->phase) == LM_PHASE_PAUSED;
+}
+
+void lm_guardian_reclaimed(struct lm_guardian *g)
+{
+	if (g->shared)
+		atomic_store(&g->shared->offered, false);
+}
+
+void lm_guardian_extend(struct lm_guardian *g, int64_t deadline_ns)
+{
+	if (g->shared)
+		atomic_store(&g->shared->deadline_ns, deadline_ns);
+}
+
+void lm_guardian_notes(struct lm_guardian *g, const struct lm_lock_notes *offer)
+{
+	if (g->shared)
+		g->shared->notes = *offer;
 }
 
 bool lm_guardian_commit(struct lm_guardian *g)

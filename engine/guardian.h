@@ -13,6 +13,13 @@
  *   REVOKED    (did so already)                   -
  *   COMMITTED  nothing: in doubt, say so          run the guest: the source never will
  *
+ * With storage locks the guardian asks them, by handles of its own:
+ *
+ *   PAUSED, offered    take them back, then undo the pause;    as above (none was taken)
+ *                      without them the guest stays paused
+ *   COMMITTED          the same after a second: whoever gets   take them, then run the guest;
+ *                      the first lock gets the guest           the source was first: end the VM
+ *
  * It also bounds the pause: when the guest has been PAUSED for longer than allowed
  * and the engine hangs, the guardian undoes the pause by itself.  PAUSED ->
  * COMMITTED (engine) and PAUSED -> REVOKED (guardian) are compare-and-swaps on the
@@ -22,6 +29,7 @@
 #define LM_GUARDIAN_H
 
 #include <stdatomic.h>
+#include "locks.h"
 #include "transport.h"
 #include "vm.h"
 
@@ -43,18 +51,34 @@ struct lm_guardian {
 	int fd;                            /* our end of the socket; its end is the guardian's news of our death */
 };
 
+/* The guest's storage locks, as in struct lm_options. */
+struct lm_guardian_locks {
+	const char *const *uris;
+	unsigned n;
+	const char *host;
+};
+
 /*
  * Fork it.  Call before threads are made and before sockets to the peer are open:
  * it keeps only the VM's connection and stderr.
  */
 int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
-		      struct lm_error *err);
+		      const struct lm_guardian_locks *locks, struct lm_error *err);
 int lm_guardian_start_with(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
-			   const struct lm_guardian_witness *witness, struct lm_error *err);
+			   const struct lm_guardian_locks *locks, const struct lm_guardian_witness *witness,
+			   struct lm_error *err);
 /* The guest is about to be paused (source) or loaded (destination). */
 void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns);
 /* Whether the guest shall run when the guardian brings it back, or after COMMIT.  Starts as vm->info.running. */
 void lm_guardian_run(struct lm_guardian *g, bool run);
+/* Source: the locks are about to be offered.  false: the guardian has undone the pause, they must not be. */
+bool lm_guardian_offer(struct lm_guardian *g);
+/* Source: they are this host's again. */
+void lm_guardian_reclaimed(struct lm_guardian *g);
+/* Source: the engine is about to undo the pause by itself, which may take until then. */
+void lm_guardian_extend(struct lm_guardian *g, int64_t deadline_ns);
+/* Destination, before lm_guardian_commit(): what the locks can be taken with. */
+void lm_guardian_notes(struct lm_guardian *g, const struct lm_lock_notes *offer);
 /* About to send COMMIT / COMMIT received.  false: the guardian has undone the pause. */
 bool lm_guardian_commit(struct lm_guardian *g);
 /* COMMIT was certainly not sent: back to PAUSED. */

@@ -414,6 +414,8 @@ int lm_image_set_mark(struct lm_image *img, enum lm_image_mark mark, const uint8
 	if (n != sizeof(m) || fdatasync(img->fd))
 		return lm_err_errno(err, n < 0 || n == sizeof(m) ? -errno : -EIO, LM_SCOPE_SESSION,
 				    "cannot mark %s as %s", img->path, lm_image_mark_name(mark));
+	img->uses += mark == LM_IMAGE_USED;
+	img->mark = mark;
 	return 0;
 }
 

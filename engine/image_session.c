@@ -10,14 +10,12 @@
 
 int lm_image_session_new(struct lm_session *s, struct lm_error *err)
 {
-	struct lm_lock_params p = { .host = s->opt.lock_host, .deadline_ns = lm_image_lock_deadline(s) };
-
 	s->img = calloc(1, sizeof(*s->img));
 	if (!s->img)
 		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "out of memory");
 	s->img->writer.fd = s->img->writer.dir_fd = -1;
 	s->img->image.fd = s->img->image.direct_fd = -1;
-	return lm_locks_open(s->opt.locks, s->opt.nlocks, &p, &s->img->locks, err);
+	return 0;
 }
 
 int64_t lm_image_lock_deadline(const struct lm_session *s)
@@ -33,7 +31,7 @@ int lm_image_lock_ids(struct lm_session *s, struct lm_image_lock *ret, struct lm
 
 	if (!notes)
 		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "out of memory");
-	r = lm_locks_announce(&s->img->locks, notes, lm_image_lock_deadline(s), err);
+	r = lm_locks_announce(&s->handover.locks, notes, lm_image_lock_deadline(s), err);
 	for (unsigned i = 0; !r && i < notes->n; i++) {
 		r = lm_lock_note_get(notes->note[i], &note, err);
 		memcpy(ret[i].id, note.id, sizeof(ret[i].id));
@@ -56,7 +54,7 @@ void lm_image_opened_event(struct lm_session *s)
 	e.u.opened.transport = s->summary.transport;
 	e.u.opened.lanes = s->summary.lanes;
 	e.u.opened.ram_bytes = s->summary.ram_bytes;
-	e.u.opened.peer = s->opt.image;
+	e.u.opened.peer = !s->opt.address ? s->opt.image : s->side == LM_SOURCE ? s->opt.address : s->peer;
 	lm_session_event(s, &e);
 }
 
@@ -79,7 +77,7 @@ struct lm_guardian_witness lm_image_session_witness(const struct lm_session *s)
 {
 	struct lm_guardian_witness w = { .arg = s->img };
 
-	if (s->mode == LM_MODE_SAVE)
+	if (s->mode == LM_MODE_SAVE && !s->opt.address) /* else COMMIT decides */
 		w.happened = was_saved;
 	if (s->mode == LM_MODE_RESTORE)
 		w.happened = was_marked;
@@ -98,7 +96,6 @@ void lm_image_session_end(struct lm_session *s)
 	lm_image_writer_close(&img->writer);
 	lm_pageset_fini(&img->existing);
 	lm_image_close(&img->image);
-	lm_locks_close(&img->locks);
 	free(img->state);
 	free(img);
 	s->img = NULL;

@@ -15,11 +15,9 @@
 #define LM_IMAGE_SESSION_H
 
 #include "image.h"
-#include "locks.h"
 #include "session.h"
 
 struct lm_image_session {
-	struct lm_locks locks;
 	/* save */
 	struct lm_image_writer writer;
 	struct lm_image_head head;
@@ -32,11 +30,8 @@ struct lm_image_session {
 	struct lm_image image;
 	enum lm_image_mark before;        /* its mark when it was opened */
 	uint8_t use[LM_IMAGE_ID_SIZE];    /* what this session marks it with */
-	bool marked;
-	struct lm_transport *transport;   /* lazy */
 };
 
-/* Open the locks that the options name; they are closed with the session. */
 int lm_image_session_new(struct lm_session *s, struct lm_error *err);
 int64_t lm_image_lock_deadline(const struct lm_session *s);
 /* The id of each lock that this host holds, into ret[i].id. */
@@ -47,9 +42,15 @@ void lm_image_opened_event(struct lm_session *s);
 /* save.c, in this order: what `quick` does between others */
 int lm_save_pause(struct lm_session *s, struct lm_error *err);
 int lm_save_write(struct lm_session *s, struct lm_error *err);
-/* The same: all up to the guest that runs, by the image that is open */
+/* restore.c: the same */
+int lm_restore_read_image(struct lm_session *s, struct lm_error *err);
 int lm_restore_fill(struct lm_session *s, struct lm_error *err);
 int lm_restore_load(struct lm_session *s, struct lm_error *err);
+/* Storage locks that were offered, the mark, the guest. */
+int lm_restore_run_guest(struct lm_session *s, bool runs, struct lm_error *err);
+/* quick.c */
+int lm_quick_run(struct lm_session *s, struct lm_error *err);
+int lm_quick_receive(struct lm_session *s, struct lm_error *err);
 
 /* transport_image.c: "fetches" out of an image; the image must outlive it. */
 struct lm_transport *lm_transport_image_new(const struct lm_image *img);

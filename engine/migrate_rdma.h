@@ -141,11 +141,13 @@ struct lm_blackout {
 	int64_t stop_ns;         /* guest stopped until its disks were drained and flushed */
 	int64_t last_scan_ns;
 	int64_t last_copy_ns;    /* last copy and its confirmation by the destination */
-	int64_t lock_ns;         /* storage locks handed over (0: no lock) */
+	int64_t lock_ns;         /* storage locks offered and taken (0: no lock) */
 	int64_t device_state_ns; /* QEMU saves, sends and loads its device state */
 	int64_t resume_ns;       /* COMMIT until the guest runs on the destination */
 	uint64_t last_pages;     /* pages in the last copy */
 	uint64_t device_state_bytes;
+	/* The parts of lock_ns.  While locks are offered the destination loads the device state. */
+	int64_t lock_offer_ns, lock_take_ns;
 };
 
 /* What post-copy did so far. */
@@ -368,9 +370,21 @@ LM_API int lm_check_guest(const char *qmp, int32_t pid, lm_check_fn *fn, void *o
  * After an outcome of IN_DOUBT, on either host: what a person (or a cluster
  * manager) has decided.  LM_RESOLVE_SHOW changes nothing.
  */
-enum lm_resolve { LM_RESOLVE_SHOW, LM_RESOLVE_RUN_HERE, LM_RESOLVE_END_HERE };
+enum lm_resolve {
+	LM_RESOLVE_SHOW,
+	LM_RESOLVE_RUN_HERE,
+	LM_RESOLVE_END_HERE,
+	LM_RESOLVE_AUTO, /* with locks: run it here if this host gets them all; nobody has to know anything */
+};
 LM_API int lm_resolve(const char *qmp, enum lm_resolve what, char *ret_text, size_t text_size,
 		      struct lm_error *err);
+/*
+ * The same with the guest's storage locks, in the order of lm_options.locks.  RUN_HERE and
+ * AUTO run the guest only when this host holds all of them: -EBUSY when another host
+ * has one.  END_HERE is refused (-EPERM) while this host holds the first.
+ */
+LM_API int lm_resolve_locked(const char *qmp, enum lm_resolve what, const char *const *locks, unsigned nlocks,
+			     const char *lock_host, char *ret_text, size_t text_size, struct lm_error *err);
 
 /*
  * Storage locks (`migrate-rdma lock`): who may write to a guest's disks.  URIs are

@@ -50,7 +50,7 @@ static int check_resume(const struct lm_session *s, struct lm_error *err)
 	return 0;
 }
 
-static int open_image(struct lm_session *s, struct lm_error *err)
+int lm_restore_read_image(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_image *img = &s->img->image;
 	int r = lm_image_open(img, s->opt.image, !s->recovering, err);
@@ -68,7 +68,7 @@ static int open_image(struct lm_session *s, struct lm_error *err)
 		r = lm_image_check_vm(img, &s->vm->info, &s->ram, err);
 	if (!r)
 		r = lm_image_read_state(img, &s->img->state, err);
-	if (!r)
+	if (!r && !s->ram.regions[0].host)
 		r = lm_ram_map(&s->ram, true, err);
 	return r;
 }
@@ -80,7 +80,9 @@ int lm_restore_open_image(struct lm_session *s, struct lm_error *err)
 	if (!r && getrandom(s->img->use, sizeof(s->img->use), 0) != sizeof(s->img->use))
 		r = lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "no random numbers");
 	snprintf(s->img->image.path, sizeof(s->img->image.path), "%s", s->opt.image); /* what the guardian looks at */
-	return r ? r : open_image(s, err);
+	if (r || s->opt.address) /* quick: it is written yet */
+		return r;
+	return lm_restore_read_image(s, err);
 }
 
 /* ---- locks ---- */
@@ -89,7 +91,7 @@ static int foreign_epoch(const struct lm_session *s, unsigned i, uint64_t epoch,
 {
 	return lm_err(err, -ESTALE, LM_SCOPE_SESSION, "the lock %s was held by somebody after the guest was saved (epoch %llu, in "
 		      "the image %llu): the disks may not fit its memory any more. Find out who had it; --force-locks restores "
-		      "the guest all the same", s->img->locks.lock[i]->uri, (unsigned long long)epoch,
+		      "the guest all the same", s->handover.locks.lock[i]->uri, (unsigned long long)epoch,
 		      (unsigned long long)s->img->image.epochs[i]);
 }
 
@@ -97,11 +99,11 @@ static int check_lock_count(const struct lm_session *s, struct lm_error *err)
 {
 	const struct lm_image *img = &s->img->image;
 
-	if (img->head.nlocks == s->img->locks.n || s->opt.force_locks)
+	if (img->head.nlocks == s->handover.locks.n || s->opt.force_locks)
 		return 0;
 	return lm_err(err, -EINVAL, LM_SCOPE_SESSION, "the guest was saved with %u storage locks (%.200s%s), this restore has %u: "
 		      "give the same --lock options in the same order", img->head.nlocks, img->head.nlocks ? img->locks[0].uri : "",
-		      img->head.nlocks > 1 ? " ..." : "", s->img->locks.n);
+		      img->head.nlocks > 1 ? " ..." : "", s->handover.locks.n);
 }
 
 /*
@@ -121,12 +123,12 @@ static int check_epochs(struct lm_session *s, struct lm_error *err)
 	const struct lm_image *img = &s->img->image;
 	int r = s->opt.force_locks ? 0 : lm_image_lock_ids(s, now, err);
 
-	for (unsigned i = 0; !r && !s->opt.force_locks && i < s->img->locks.n; i++) {
-		uint64_t epoch = s->img->locks.lock[i]->epoch;
+	for (unsigned i = 0; !r && !s->opt.force_locks && i < s->handover.locks.n; i++) {
+		uint64_t epoch = s->handover.locks.lock[i]->epoch;
 
 		if (memcmp(now[i].id, img->locks[i].id, sizeof(now[i].id)))
 			r = lm_err(err, -EMEDIUMTYPE, LM_SCOPE_SESSION, "the lock %s is not the one that the guest was saved with (%s): "
-				   "other storage", s->img->locks.lock[i]->uri, img->locks[i].uri);
+				   "other storage", s->handover.locks.lock[i]->uri, img->locks[i].uri);
 		else if (!follows(s, i, epoch))
 			r = foreign_epoch(s, i, epoch, err);
 	}
@@ -134,40 +136,46 @@ static int check_epochs(struct lm_session *s, struct lm_error *err)
 }
 
 /*
- * Let them go without a trace: who comes next finds in the mark how we left them.  An epoch
- * that tells of somebody else stays one that does.
+ * Who comes next finds in the mark with which epoch we had them, and need not wonder whose
+ * that was; also when we are killed.  One that tells of somebody else stays one that does.
  */
-static void unlock(struct lm_session *s)
+static int note_epochs(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_image *img = &s->img->image;
-	struct lm_error e = { 0 };
 
-	for (unsigned i = 0; i < s->img->locks.n && i < img->nepochs; i++) {
-		const struct lm_lock *l = s->img->locks.lock[i];
+	for (unsigned i = 0; i < s->handover.locks.n && i < img->nepochs; i++) {
+		const struct lm_lock *l = s->handover.locks.lock[i];
 
 		if (l->state == LM_LOCK_OWNED && follows(s, i, l->epoch))
 			img->epochs[i] = l->epoch;
 	}
-	if (lm_image_set_mark(img, s->img->before, img->use, &e))
-		lm_session_log(s, LM_LOG_ERROR, "%s", e.msg);
-	if (lm_locks_give_back(&s->img->locks, lm_image_lock_deadline(s), &e))
+	return s->handover.locks.n ? lm_image_set_mark(img, s->img->before, NULL, err) : 0;
+}
+
+static void unlock(struct lm_session *s)
+{
+	struct lm_error e = { 0 };
+
+	if (lm_locks_give_back(&s->handover.locks, lm_image_lock_deadline(s), &e))
 		lm_session_log(s, LM_LOG_ERROR, "a storage lock was not released: %s", e.msg);
 }
 
 static int lock(struct lm_session *s, struct lm_error *err)
 {
 	int64_t begin = lm_now_ns();
-	int r = check_lock_count(s, err);
+	int r = check_lock_count(s, err), noted;
 
 	if (r || lm_broken("restore-lock"))
 		return r;
-	r = lm_locks_acquire(&s->img->locks, lm_image_lock_deadline(s), err);
+	r = lm_locks_acquire(&s->handover.locks, lm_image_lock_deadline(s), err);
 	if (!r)
 		r = check_epochs(s, err);
+	noted = note_epochs(s, r ? NULL : err);
+	r = r ? r : noted;
 	if (r)
 		unlock(s);
 	s->summary.blackout.lock_ns = lm_now_ns() - begin;
-	return r ? r : lm_session_stage(s, "locked", err);
+	return r;
 }
 
 /* ---- memory ---- */
@@ -324,13 +332,11 @@ static int mark(struct lm_session *s, struct lm_error *err)
 {
 	int r = lm_broken("mark") ? 0 : lm_image_set_mark(&s->img->image, LM_IMAGE_USED, s->img->use, err);
 
-	s->img->marked = !r;
 	return r ? r : lm_session_stage(s, "marked", err);
 }
 
-static int run(struct lm_session *s, struct lm_error *err)
+int lm_restore_run_guest(struct lm_session *s, bool runs, struct lm_error *err)
 {
-	bool runs = s->img->image.head.running && !s->opt.start_paused;
 	struct lm_vm_times times = { 0 };
 	struct lm_error e = { 0 };
 	int64_t begin = lm_now_ns();
@@ -340,17 +346,23 @@ static int run(struct lm_session *s, struct lm_error *err)
 		r = lm_session_check_cancel(s, err);
 	if (r)
 		return r;
+	runs = runs && !s->opt.start_paused;
 	lm_guardian_run(&s->guardian, runs);
 	lm_guardian_commit(&s->guardian);
 	s->dst.committed = true;
-	r = mark(s, err);
+	if (s->handover.offer.n)
+		r = lm_handover_take(s, err);
+	if (!r)
+		r = mark(s, err);
 	if (!r)
 		r = lm_dest_run_guest(s, runs, &times, err);
 	if (r)
 		return r;
 	lm_guardian_idle(&s->guardian);
+	lm_handover_keep(s);
 	s->summary.guest_runs_here = runs;
-	s->summary.blackout.resume_ns = lm_now_ns() - begin;
+	s->summary.blackout.resume_ns = lm_now_ns() - begin - s->handover.take_ns;
+	s->summary.blackout.lock_ns += s->handover.take_ns;
 	s->summary.blackout.total_ns = lm_now_ns() - s->started_ns;
 	if (lm_session_stage(s, "resumed", &e))
 		lm_session_log(s, LM_LOG_DEBUG, "%s", e.msg); /* it runs all the same */
@@ -361,11 +373,13 @@ static int run(struct lm_session *s, struct lm_error *err)
 static void undo(struct lm_session *s, const struct lm_error *why)
 {
 	bool may_have_run = s->dst.may_have_run, ended = lm_dest_undo(s, why);
+	struct lm_error e = { 0 };
 
 	if (may_have_run || !ended)
 		return;
 	s->dst.committed = false;
-	unlock(s);
+	if (s->img->image.chunks && s->img->image.mark != s->img->before && lm_image_set_mark(&s->img->image, s->img->before, NULL, &e))
+		lm_session_log(s, LM_LOG_ERROR, "%s: --again restores it all the same", e.msg);
 }
 
 static int resume(struct lm_session *s, struct lm_error *err)
@@ -377,22 +391,30 @@ static int resume(struct lm_session *s, struct lm_error *err)
 	return r ? r : lm_postcopy_pull_image(s, err);
 }
 
+static int restore(struct lm_session *s, struct lm_error *err)
+{
+	int r;
+
+	lm_image_opened_event(s);
+	r = lm_session_stage(s, "locked", err);
+	if (!r)
+		r = lm_restore_fill(s, err);
+	if (!r)
+		r = lm_restore_load(s, err);
+	return r ? r : lm_restore_run_guest(s, s->img->image.head.running, err);
+}
+
 int lm_restore_run(struct lm_session *s, struct lm_error *err)
 {
 	int r = lm_session_stage(s, "open", err);
 
 	if (!r && s->recovering)
 		return resume(s, err);
-	if (!r)
+	if (!r && !s->opt.address)
 		r = lock(s, err);
 	if (r)
 		return r;
-	lm_image_opened_event(s);
-	r = lm_restore_fill(s, err);
-	if (!r)
-		r = lm_restore_load(s, err);
-	if (!r)
-		r = run(s, err);
+	r = s->opt.address ? lm_quick_receive(s, err) : restore(s, err);
 	if (r) {
 		undo(s, err);
 		return r;

@@ -123,10 +123,10 @@ static int note_locks(struct lm_session *s, struct lm_error *err)
 	struct lm_image_session *img = s->img;
 	int r = lm_image_lock_ids(s, img->saved_locks, err);
 
-	img->head.nlocks = img->locks.n;
-	for (unsigned i = 0; !r && i < img->locks.n; i++) {
-		strcpy(img->saved_locks[i].uri, img->locks.lock[i]->uri);
-		img->saved_locks[i].epoch = img->locks.lock[i]->epoch;
+	img->head.nlocks = s->handover.locks.n;
+	for (unsigned i = 0; !r && i < s->handover.locks.n; i++) {
+		strcpy(img->saved_locks[i].uri, s->handover.locks.lock[i]->uri);
+		img->saved_locks[i].epoch = s->handover.locks.lock[i]->epoch;
 	}
 	return r;
 }
@@ -194,7 +194,7 @@ static void release(struct lm_session *s)
 	int64_t begin = lm_now_ns();
 	struct lm_error e = { 0 };
 
-	if (lm_locks_release(&s->img->locks, lm_image_lock_deadline(s), &e))
+	if (lm_locks_release(&s->handover.locks, lm_image_lock_deadline(s), &e))
 		lm_session_log(s, LM_LOG_ERROR, "the guest is saved, but a storage lock was not released: %s; release it with "
 			       "`migrate-rdma lock release`, else only this host can restore the guest", e.msg);
 	s->summary.blackout.lock_ns = lm_now_ns() - begin;
@@ -232,34 +232,41 @@ static void undo(struct lm_session *s)
 	lm_switchover_undo(s);
 }
 
-int lm_save_run(struct lm_session *s, struct lm_error *err)
+static int save(struct lm_session *s, struct lm_error *err)
 {
-	struct lm_image_session *img = s->img;
-	int r = lm_session_stage(s, "open", err);
+	int r;
 
-	if (!r)
-		r = lm_locks_acquire(&img->locks, lm_image_lock_deadline(s), err);
-	if (!r)
-		r = note_locks(s, err);
-	if (!r)
-		r = lm_pool_new(lm_image_threads(s), &s->pool, err);
-	if (!r) {
-		lm_image_opened_event(s);
-		r = lm_save_pause(s, err);
-	}
+	lm_image_opened_event(s);
+	r = lm_save_pause(s, err);
 	if (!r && lm_broken("release-late"))
 		release(s);
 	if (!r)
 		r = lm_save_write(s, err);
 	if (!r)
 		r = commit(s, err);
-	if (r) {
-		undo(s);
+	if (r)
 		return r;
-	}
-	img->saved = s->src.commit_sent = true;
+	s->img->saved = s->src.commit_sent = true;
 	release(s);
 	lm_guardian_idle(&s->guardian);
 	say_done(s);
 	return 0;
+}
+
+int lm_save_run(struct lm_session *s, struct lm_error *err)
+{
+	int r = lm_session_stage(s, "open", err);
+
+	if (!r)
+		r = note_locks(s, err);
+	if (!r)
+		r = lm_pool_new(lm_image_threads(s), &s->pool, err);
+	if (!r)
+		r = s->opt.address ? lm_quick_run(s, err) : save(s, err);
+	if (r && !s->src.commit_sent) {
+		undo(s);
+		if (s->control.stream)
+			lm_control_send_abort(&s->control, err, lm_deadline_after(LM_ABORT_TIMEOUT_NS));
+	}
+	return r;
 }

@@ -175,6 +175,8 @@ static int options_check(const struct lm_options *o, enum lm_mode mode, struct l
 			      o->transport ? o->transport : "");
 	if (o->lanes > LM_LANES_MAX)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u lanes: at most %d", o->lanes, LM_LANES_MAX);
+	if (o->nlocks > LM_LOCKS_MAX)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u storage locks: at most %d", o->nlocks, LM_LOCKS_MAX);
 	if (o->max_downtime_ns > TIME_MAX_NS || o->max_pause_ns > TIME_MAX_NS || o->timeout_ns > TIME_MAX_NS ||
 	    o->recover_timeout_ns > TIME_MAX_NS || o->postcopy_after_ns > TIME_MAX_NS || o->peer_timeout_ns > TIME_MAX_NS || o->qmp_timeout_ns > TIME_MAX_NS)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "a time limit above a year");
@@ -223,6 +225,8 @@ static int session_new(struct lm_options *options, enum lm_side side, enum lm_mo
 	if (!r)
 		r = lm_vm_regions(vm, &s->ram, err);
 	s->summary.ram_bytes = r ? 0 : lm_ram_size(&s->ram);
+	if (!r)
+		r = lm_handover_open(s, err);
 	if (!r)
 		r = open_files(s, err);
 	if (r) {
@@ -287,6 +291,8 @@ int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct
 		s->src.commit_sent = true;
 	s->summary.guest_runs_here = side == LM_DEST;
 	s->summary.ram_bytes = lm_ram_size(&s->ram);
+	if (!r)
+		r = lm_handover_open(s, err);
 	if (!r)
 		r = lm_ram_map(&s->ram, side == LM_DEST, err);
 	if (!r && side == LM_DEST && mode == LM_MODE_LIVE)
@@ -358,10 +364,16 @@ static int run_mode(struct lm_session *s, struct lm_error *err)
 	return s->side == LM_SOURCE ? lm_source_run(s, err) : lm_dest_run(s, err);
 }
 
+static int start_guardian(struct lm_session *s, struct lm_error *err)
+{
+	const struct lm_guardian_locks locks = { s->opt.locks, s->opt.nlocks, s->opt.lock_host };
+	const struct lm_guardian_witness witness = lm_image_session_witness(s);
+
+	return lm_guardian_start_with(&s->guardian, s->vm, s->side, &locks, &witness, err);
+}
+
 int lm_session_run(struct lm_session *s, struct lm_error *err)
 {
-	struct lm_guardian_witness witness = lm_image_session_witness(s);
-
 	struct lm_error e = { 0 };
 	int r = 0;
 
@@ -370,7 +382,7 @@ int lm_session_run(struct lm_session *s, struct lm_error *err)
 	s->started_ns = lm_now_ns();
 	s->summary.cpu_ns = cpu_ns();
 	if (s->opt.guardian && !s->recovering)
-		r = lm_guardian_start_with(&s->guardian, s->vm, s->side, &witness, &e);
+		r = start_guardian(s, &e);
 	if (!r)
 		r = run_mode(s, &e);
 	lm_guardian_stop(&s->guardian);
@@ -425,6 +437,7 @@ void lm_session_free(struct lm_session *s)
 	lm_pool_free(s->pool);
 	lm_transport_free(s->transport);
 	lm_guardian_stop(&s->guardian);
+	lm_locks_close(&s->handover.locks);
 	lm_vm_detach(s->vm);
 	lm_ram_fini(&s->ram);
 	lm_close_fd(&s->cancel_fd);

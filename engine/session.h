@@ -89,6 +89,16 @@ struct lm_postcopy_session {
 
 enum lm_mode { LM_MODE_LIVE, LM_MODE_SAVE, LM_MODE_RESTORE };
 
+/* The guest's storage locks (handover.c). */
+struct lm_handover {
+	struct lm_locks locks;       /* none when locks.n is 0 */
+	struct lm_lock_notes answer; /* source: from the destination */
+	struct lm_lock_notes offer;  /* destination: from the source; n is 0 until it came */
+	bool offered;                /* source: the guest may run here only after lm_handover_reclaim() */
+	bool quiet;                  /* source: QEMU has said that nothing is in flight */
+	int64_t offer_ns, take_ns;
+};
+
 struct lm_session {
 	enum lm_mode mode;
 	struct lm_image_session *img; /* save.c, restore.c; NULL in LM_MODE_LIVE */
@@ -107,6 +117,7 @@ struct lm_session {
 	char peer[LM_ADDRESS_MAX];
 	int64_t started_ns;
 	struct lm_postcopy_session pull;
+	struct lm_handover handover;
 	_Atomic bool postcopy_asked;
 	bool recovering;          /* made by lm_recover_open(): there is nothing but a post-copy to go on with */
 	bool opened;              /* both sides agreed: from here on a failure is an abort */
@@ -145,6 +156,8 @@ void lm_switchover_undo(struct lm_session *s);
 int lm_switchover_pause_vm(struct lm_session *s, int vm_fd, struct lm_error *err);
 int lm_switchover_save_state(struct lm_session *s, struct lm_error *err);
 int lm_switchover_check_layout(struct lm_session *s, struct lm_error *err);
+/* COMMIT, and its answer. */
+int lm_switchover_commit(struct lm_session *s, struct lm_error *err);
 
 /* Sessions over an image (image_session.h) */
 int lm_session_new_save(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
@@ -157,6 +170,27 @@ int lm_restore_open_image(struct lm_session *s, struct lm_error *err);
 int lm_restore_run(struct lm_session *s, struct lm_error *err);
 struct lm_guardian_witness lm_image_session_witness(const struct lm_session *s);
 void lm_image_session_end(struct lm_session *s);
+
+/*
+ * handover.c: storage locks.  All of it does nothing and returns 0 when the guest has none.
+ * At open: the source acquires them, the destination only looks whether it can use them.
+ */
+int lm_handover_open(struct lm_session *s, struct lm_error *err);
+/* Source, after READY: both sides see the same storage, and the destination is prepared. */
+int lm_handover_announce(struct lm_session *s, struct lm_error *err);
+/* Source, guest stopped and QEMU done with the disks: offer, and tell the destination. */
+int lm_handover_offer(struct lm_session *s, struct lm_error *err);
+/* Source, before the guest may run again: 0 when it may.  Tries until the deadline; final errors: locks.h. */
+int lm_handover_reclaim(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
+/* Destination: handlers of the table. */
+int lm_handover_prepare(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+int lm_handover_offered(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+/* Destination, after COMMIT: 0 when the guest may run here. */
+int lm_handover_take(struct lm_session *s, struct lm_error *err);
+/* Destination, when the VM is known to be gone without having run: the source can have them again. */
+void lm_handover_give_back(struct lm_session *s);
+/* After the guest has begun to run: its VM keeps what shows that the holder lives. */
+void lm_handover_keep(struct lm_session *s);
 
 /* postcopy_source.c */
 /* Before PREPARE: the destination gets ready, the lanes for fetching are opened, what is dirty is left behind. */
@@ -182,11 +216,16 @@ int lm_postcopy_take_over(struct lm_session *s, struct lm_error *err);
 void lm_postcopy_dest_end(struct lm_session *s);
 /* dest.c: the next connection that speaks our protocol, at most until the deadline. */
 int lm_dest_accept(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
+int lm_dest_check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err);
+/* A source that is at work pings: it is waited for as long as it does. */
+int lm_dest_next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err);
 int lm_dest_write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err);
 int lm_dest_run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err);
 /* The guest will not run here; true: and certainly has not, nor can any more. */
 bool lm_dest_undo(struct lm_session *s, const struct lm_error *why);
 /* source.c */
+/* OPEN, or QUICK: what the guest is and the layout of its memory. */
+int lm_source_send_open(struct lm_session *s, enum lm_msg_type type, const char *transports, struct lm_error *err);
 int lm_source_connect(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
 
 /* postcopy.c: both sides */

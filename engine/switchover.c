@@ -147,6 +147,10 @@ static int device_state(struct lm_session *s, struct lm_error *err)
 		r = send_saved(s, err);
 	if (!r)
 		r = lm_session_stage(s, "saved", err);
+	/* QEMU gave its disks up when it had saved the state: nothing is in flight, nothing will follow. */
+	s->handover.quiet = true;
+	if (!r && !lm_broken("lock-early"))
+		r = lm_handover_offer(s, err);
 	if (!r)
 		r = lm_switchover_check_layout(s, err);
 	/* A source QEMU that dies now is not missed: the whole guest is at the destination. */
@@ -156,13 +160,13 @@ static int device_state(struct lm_session *s, struct lm_error *err)
 		r = lm_control_expect(&s->control, LM_MSG_LOADED, &msg, s->src.deadline_ns, err);
 	if (!r)
 		r = lm_wire_get_times(msg.payload, msg.len, &load_ns, &ignored, err);
-	s->summary.blackout.device_state_ns = lm_now_ns() - begin;
+	s->summary.blackout.device_state_ns = lm_now_ns() - begin - s->handover.offer_ns;
 	lm_session_log(s, LM_LOG_DEBUG, "device state: the destination had it loaded %.2f ms later (%.2f ms of it there)",
 		       (double)(lm_now_ns() - saved) / 1e6, (double)load_ns / 1e6);
 	return r ? r : lm_session_stage(s, "loaded", err);
 }
 
-static void blackout_account(struct lm_session *s, int64_t commit_ns, int64_t resume_ns)
+static void blackout_account(struct lm_session *s, int64_t commit_ns, int64_t take_ns, int64_t resume_ns)
 {
 	struct lm_blackout *b = &s->summary.blackout;
 	int64_t now = lm_now_ns(), back = (now - commit_ns - resume_ns) / 2;
@@ -170,7 +174,12 @@ static void blackout_account(struct lm_session *s, int64_t commit_ns, int64_t re
 	/* The guest ran when the destination said so; the answer then took half the rest of the round trip. */
 	if (back < 0)
 		back = 0;
-	b->resume_ns = now - commit_ns - back;
+	if (take_ns > resume_ns)
+		take_ns = resume_ns; /* the peer's word */
+	b->lock_offer_ns = s->handover.offer_ns;
+	b->lock_take_ns = take_ns;
+	b->lock_ns = b->lock_offer_ns + b->lock_take_ns;
+	b->resume_ns = now - commit_ns - back - take_ns;
 	b->total_ns = b->stop_ns + (now - s->src.stopped_seen_ns) - back;
 }
 
@@ -181,47 +190,90 @@ static void state_committed(struct lm_session *s, enum lm_pccommit committed)
 		s->pull.state.head->committed = committed;
 }
 
-static int in_doubt(struct lm_session *s, const struct lm_error *why, struct lm_error *err)
+/* With locks: lock_r says why the guest may not run here. */
+static int in_doubt(struct lm_session *s, const struct lm_error *why, int lock_r, const struct lm_error *lock,
+		    struct lm_error *err)
 {
 	s->summary.outcome = LM_OUTCOME_IN_DOUBT;
 	s->summary.guest_runs_here = false;
+	if (lm_locks_final(lock_r))
+		return lm_err(err, why->code, LM_SCOPE_SESSION,
+			      "no answer to COMMIT came (%.120s), but the destination has the storage lock (%.120s): the "
+			      "guest is there, and paused here. When it is seen to run there, end this QEMU: "
+			      "`migrate-rdma resolve --end-here`; if the destination gives the lock up, `resolve --auto` "
+			      "runs it here", why->msg, lock->msg);
+	if (lock_r)
+		return lm_err(err, why->code, LM_SCOPE_SESSION,
+			      "in doubt: no answer to COMMIT came (%.120s), and the storage locks cannot be asked (%.120s). "
+			      "The guest is paused here; when they can: `migrate-rdma resolve --auto`", why->msg, lock->msg);
 	return lm_err(err, why->code, LM_SCOPE_SESSION,
 		      "in doubt: COMMIT was sent and no answer came (%.200s). The guest is paused here; it runs on "
 		      "the destination, or nowhere. Look there first, then `migrate-rdma resolve`", why->msg);
 }
 
-/* After COMMIT: RESUMED, ABORT (the destination gave up for certain), or doubt. */
+/* The destination never runs the guest: as if COMMIT had not been sent. */
+static int uncommitted(struct lm_session *s, int r, const struct lm_error *why, struct lm_error *err)
+{
+	lm_guardian_extend(&s->guardian, lm_deadline_after(s->opt.max_pause_ns));
+	lm_guardian_uncommit(&s->guardian);
+	s->src.commit_sent = false;
+	state_committed(s, LM_PC_NONE);
+	if (err)
+		*err = *why;
+	return r;
+}
+
+/* No answer came: 0 when the locks are this host's again, so that the destination can never run the guest. */
+static int ask_locks(struct lm_session *s, int *r, struct lm_msg *msg, struct lm_error *e, struct lm_error *lock)
+{
+	bool silent = *r == -ETIMEDOUT;
+	int lock_r;
+
+	if (!s->handover.locks.n)
+		return -ENOENT;
+	lock_r = lm_handover_reclaim(s, lm_deadline_after(LM_RESUME_TIMEOUT_NS), lock);
+	/* It has them, and the connection stands: it is about to run the guest, or to give up. */
+	if (lm_locks_final(lock_r) && silent) {
+		lm_err_clear(e);
+		*r = lm_control_recv(&s->control, msg, lm_session_peer_deadline(s), e);
+	}
+	return lock_r;
+}
+
+/* After COMMIT: RESUMED, ABORT (the destination gave up for certain), what the locks say, or doubt. */
 static int await_resumed(struct lm_session *s, int64_t commit_ns, struct lm_error *err)
 {
-	struct lm_error e = { 0 };
-	int64_t ignored, resume_ns = 0;
+	struct lm_error e = { 0 }, lock = { 0 };
+	int64_t take_ns = 0, resume_ns = 0;
 	struct lm_msg msg;
-	int r = lm_session_stage(s, "committed", &e);
+	int r = lm_session_stage(s, "committed", &e), lock_r = 0;
 
 	if (!r)
 		r = lm_control_recv(&s->control, &msg, lm_session_peer_deadline(s), &e);
-	if (r && s->control.peer_aborted) {
-		lm_guardian_uncommit(&s->guardian);
-		s->src.commit_sent = false;
-		state_committed(s, LM_PC_NONE);
-		if (err)
-			*err = e;
-		return r;
+	if (r && !s->control.peer_aborted) {
+		lock_r = ask_locks(s, &r, &msg, &e, &lock);
+		if (!lock_r) {
+			lm_err_prefix(&e, "no answer to COMMIT came, and the destination had not taken the storage lock: it "
+				      "never runs the guest");
+			return uncommitted(s, r, &e, err);
+		}
 	}
+	if (r && s->control.peer_aborted)
+		return uncommitted(s, r, &e, err);
 	if (!r && msg.type != LM_MSG_RESUMED)
 		r = lm_err(&e, -EPROTO, LM_SCOPE_SESSION, "the destination sent %s", lm_msg_name(msg.type));
 	if (!r)
-		r = lm_wire_get_times(msg.payload, msg.len, &ignored, &resume_ns, &e);
+		r = lm_wire_get_times(msg.payload, msg.len, &take_ns, &resume_ns, &e);
 	/* In post-copy a destination that runs the guest comes back for its pages: that ends the doubt. */
 	if (r && s->pull.armed && !lm_postcopy_find(s, &e))
 		return 0;
 	if (r)
-		return in_doubt(s, &e, err);
-	blackout_account(s, commit_ns, resume_ns);
+		return in_doubt(s, &e, lock_r == -ENOENT ? 0 : lock_r, &lock, err);
+	blackout_account(s, commit_ns, take_ns, resume_ns);
 	return 0;
 }
 
-static int commit(struct lm_session *s, struct lm_error *err)
+int lm_switchover_commit(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_wire_commit payload;
 	int64_t commit_ns;
@@ -255,6 +307,8 @@ int lm_switchover(struct lm_session *s, struct lm_error *err)
 
 	if (!r)
 		r = lm_session_stage(s, "pausing", err);
+	if (!r && lm_broken("lock-early"))
+		r = lm_handover_offer(s, err);
 	if (!r)
 		r = pause_start(s, err);
 	if (!r)
@@ -266,7 +320,7 @@ int lm_switchover(struct lm_session *s, struct lm_error *err)
 	if (!r)
 		r = device_state(s, err);
 	if (!r)
-		r = commit(s, err);
+		r = lm_switchover_commit(s, err);
 	if (r)
 		return r;
 	s->summary.guest_runs_here = false;
@@ -274,6 +328,22 @@ int lm_switchover(struct lm_session *s, struct lm_error *err)
 	if (s->pull.armed)
 		r = lm_postcopy_serve(s, err);
 	return r ? r : lm_session_stage(s, "done", err);
+}
+
+/* The locks that were offered are this host's again, or the guest stays paused. */
+static bool may_run_again(struct lm_session *s)
+{
+	struct lm_error e = { 0 };
+
+	lm_guardian_extend(&s->guardian, lm_deadline_after(2 * LM_RESUME_TIMEOUT_NS));
+	if (!lm_handover_reclaim(s, lm_deadline_after(LM_RESUME_TIMEOUT_NS), &e))
+		return true;
+	s->summary.outcome = LM_OUTCOME_IN_DOUBT;
+	s->summary.guest_runs_here = false;
+	lm_guardian_idle(&s->guardian);
+	lm_session_log(s, LM_LOG_ERROR, "the guest is paused here: its storage locks could not be taken back (%s); when they "
+		       "can: `migrate-rdma resolve --auto`", e.msg);
+	return false;
 }
 
 void lm_switchover_undo(struct lm_session *s)
@@ -284,6 +354,8 @@ void lm_switchover_undo(struct lm_session *s)
 		return;
 	/* The guest first: the relay may be stuck in sending to a peer that is gone. */
 	lm_relay_break(&s->src.relay);
+	if (!may_run_again(s))
+		return;
 	if (lm_vm_resume(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), NULL, &e)) {
 		s->summary.guest_runs_here = false;
 		lm_session_log(s, LM_LOG_ERROR, "the guest could not be brought back: %s; try `migrate-rdma resolve`",

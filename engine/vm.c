@@ -66,6 +66,13 @@ int lm_vm_resume(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times *ret,
 	return vm->ops->resume(vm, deadline_ns, ret, err);
 }
 
+int lm_vm_keep_fd(struct lm_vm *vm, const char *name, int fd, struct lm_error *err)
+{
+	if (!vm->ops->keep_fd)
+		return lm_err(err, -ENOTSUP, LM_SCOPE_OPERATION, "this VM keeps no descriptors");
+	return vm->ops->keep_fd(vm, name, fd, err);
+}
+
 int lm_vm_end(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
 {
 	return vm->ops->rescue(vm->rescue_fd, vm->pidfd, LM_RESCUE_END, deadline_ns, err);

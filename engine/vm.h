@@ -73,6 +73,11 @@ struct lm_vm_ops {
 	 */
 	int (*resume)(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times *ret, struct lm_error *err);
 	/*
+	 * Keep a duplicate of fd open in the VM's process under this name, in place of one that it
+	 * had there before; fd stays the caller's.  May be NULL: the VM cannot.
+	 */
+	int (*keep_fd)(struct lm_vm *vm, const char *name, int fd, struct lm_error *err);
+	/*
 	 * Bring the VM to a certain state from whatever state it is in, without
 	 * struct lm_vm: for the guardian after the engine's death, and for the engine
 	 * when it has lost track.  rescue_fd and pidfd are those of struct lm_vm,
@@ -104,6 +109,7 @@ int lm_vm_state_save(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err
 int lm_vm_state_load(struct lm_vm *vm, int state_fd, struct lm_error *err);
 int lm_vm_state_wait(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err);
 int lm_vm_resume(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times *ret, struct lm_error *err);
+int lm_vm_keep_fd(struct lm_vm *vm, const char *name, int fd, struct lm_error *err); /* -ENOTSUP: it cannot */
 /* End a VM that must never run; 0 when its process is gone. */
 int lm_vm_end(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err);
 void lm_vm_detach(struct lm_vm *vm); /* takes NULL */

@@ -17,7 +17,10 @@ static const char *const msg_names[LM_MSG_TYPES] = {
 	[LM_MSG_POSTCOPY] = "POSTCOPY",   [LM_MSG_POSTCOPY_OPENED] = "POSTCOPY_OPENED",
 	[LM_MSG_POSTCOPY_KEYS] = "POSTCOPY_KEYS", [LM_MSG_LEFT] = "LEFT",
 	[LM_MSG_MISSING] = "MISSING",     [LM_MSG_RECOVER] = "RECOVER",
-	[LM_MSG_WHOLE] = "WHOLE",
+	[LM_MSG_WHOLE] = "WHOLE",         [LM_MSG_LOCK_ANNOUNCE] = "LOCK_ANNOUNCE",
+	[LM_MSG_LOCK_ANSWER] = "LOCK_ANSWER", [LM_MSG_LOCK_OFFER] = "LOCK_OFFER",
+	[LM_MSG_QUICK] = "QUICK",         [LM_MSG_QUICK_READY] = "QUICK_READY",
+	[LM_MSG_QUICK_IMAGE] = "QUICK_IMAGE",
 };
 
 const char *lm_msg_name(unsigned type)
@@ -116,7 +119,8 @@ size_t lm_wire_put_open(void *buf, const struct lm_open *open)
 	put_string(o->vmm_version, sizeof(o->vmm_version), open->info.version);
 	o->vcpus = lm_le32(open->info.vcpus);
 	o->nlanes = lm_le32(open->nlanes);
-	o->flags = lm_le32((open->info.running ? LM_OPEN_RUNNING : 0) | (open->verify ? LM_OPEN_VERIFY : 0));
+	o->flags = lm_le32((open->info.running ? LM_OPEN_RUNNING : 0) | (open->verify ? LM_OPEN_VERIFY : 0) |
+			   open->nlocks << LM_OPEN_LOCKS_SHIFT);
 	o->nregions = lm_le32(open->nregions);
 	for (unsigned i = 0; i < open->nregions; i++) {
 		put_string(r[i].name, sizeof(r[i].name), open->regions[i].name);
@@ -155,8 +159,10 @@ int lm_wire_get_open(const void *p, size_t len, struct lm_open *ret, struct lm_e
 		return bad(err, "OPEN: number of regions");
 	if (!nlanes || nlanes > LM_LANES_MAX)
 		return bad(err, "OPEN: number of lanes");
-	if (flags & ~(LM_OPEN_RUNNING | LM_OPEN_VERIFY))
+	if (flags & ~(LM_OPEN_RUNNING | LM_OPEN_VERIFY | LM_OPEN_LOCKS))
 		return bad(err, "OPEN: unknown flags");
+	if (flags >> LM_OPEN_LOCKS_SHIFT > LM_LOCKS_MAX)
+		return bad(err, "OPEN: number of storage locks");
 	if (!get_string(ret->transports, o->transports, sizeof(o->transports)) ||
 	    !get_string(ret->info.vmm, o->vmm, sizeof(o->vmm)) ||
 	    !get_string(ret->info.machine, o->machine, sizeof(o->machine)) ||
@@ -165,6 +171,7 @@ int lm_wire_get_open(const void *p, size_t len, struct lm_open *ret, struct lm_e
 	ret->info.vcpus = lm_le32_get(o->vcpus);
 	ret->info.running = flags & LM_OPEN_RUNNING;
 	ret->verify = flags & LM_OPEN_VERIFY;
+	ret->nlocks = flags >> LM_OPEN_LOCKS_SHIFT;
 	ret->nlanes = nlanes;
 	ret->nregions = nregions;
 	for (unsigned i = 0; i < nregions; i++) {
@@ -347,6 +354,15 @@ int lm_wire_get_saved(const void *p, size_t len, struct lm_wire_saved *ret, stru
 	if (len != sizeof(*ret))
 		return bad(err, "SAVED: length");
 	memcpy(ret, p, sizeof(*ret));
+	return 0;
+}
+
+int lm_wire_get_locks(const void *p, size_t len, unsigned nlocks, struct lm_lock_notes *ret, struct lm_error *err)
+{
+	if (!nlocks || nlocks > LM_LOCKS_MAX || len != (size_t)nlocks * LM_LOCK_NOTE_SIZE)
+		return bad(err, "number of notes about storage locks");
+	ret->n = nlocks;
+	memcpy(ret->note, p, len);
 	return 0;
 }
 

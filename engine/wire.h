@@ -12,6 +12,7 @@
 #define LM_WIRE_H
 
 #include "le.h"
+#include "locks.h"
 #include "region.h"
 #include "transport.h"
 #include "vm.h"
@@ -47,6 +48,12 @@ enum lm_msg_type {
 	LM_MSG_MISSING,
 	LM_MSG_RECOVER,
 	LM_MSG_WHOLE,
+	LM_MSG_LOCK_ANNOUNCE,
+	LM_MSG_LOCK_ANSWER,
+	LM_MSG_LOCK_OFFER,
+	LM_MSG_QUICK,       /* payload as of OPEN */
+	LM_MSG_QUICK_READY,
+	LM_MSG_QUICK_IMAGE,
 	LM_MSG_TYPES
 };
 
@@ -81,6 +88,8 @@ struct lm_wire_open {
 _Static_assert(sizeof(struct lm_wire_open) == 192, "OPEN");
 #define LM_OPEN_RUNNING 1u /* the guest runs: so shall it at the destination */
 #define LM_OPEN_VERIFY  2u
+#define LM_OPEN_LOCKS_SHIFT 8 /* one byte of flags: number of storage locks */
+#define LM_OPEN_LOCKS (0xffu << LM_OPEN_LOCKS_SHIFT)
 
 struct lm_wire_region {
 	char name[LM_REGION_NAME_MAX];
@@ -151,8 +160,18 @@ struct lm_wire_recover {
 };
 
 struct lm_wire_times { /* LOADED and RESUMED: durations at the destination */
-	struct le64 load_ns, resume_ns;
+	struct le64 load_ns; /* RESUMED: of taking the storage locks, which is a part of resume_ns */
+	struct le64 resume_ns;
 };
+
+/* Quick migration: the guest is in this image. */
+struct lm_wire_quick_image {
+	uint8_t id[16];
+	struct le64 file_size;
+};
+_Static_assert(sizeof(struct lm_wire_quick_image) == 24, "QUICK_IMAGE");
+
+/* LOCK_ANNOUNCE, LOCK_ANSWER, LOCK_OFFER: one note of LM_LOCK_NOTE_SIZE bytes per lock, in order (lock.h). */
 
 struct lm_wire_abort {
 	struct le32 code; /* errno, positive */
@@ -166,6 +185,7 @@ struct lm_open {
 	struct lm_vm_info info;
 	unsigned nlanes;
 	bool verify;
+	unsigned nlocks;
 	unsigned nregions;
 	struct lm_open_region {
 		char name[LM_REGION_NAME_MAX];
@@ -218,6 +238,8 @@ int lm_wire_get_u32(const void *p, size_t len, const char *what, uint32_t *ret, 
 int lm_wire_get_saved(const void *p, size_t len, struct lm_wire_saved *ret, struct lm_error *err);
 int lm_wire_get_times(const void *p, size_t len, int64_t *ret_load_ns, int64_t *ret_resume_ns,
 		      struct lm_error *err);
+/* LOCK_*: as many notes as there are locks; what is in them is checked by lm_lock_note_get(). */
+int lm_wire_get_locks(const void *p, size_t len, unsigned nlocks, struct lm_lock_notes *ret, struct lm_error *err);
 /* Text is cut to size and made printable. */
 int lm_wire_get_abort(const void *p, size_t len, int *ret_code, char *text, size_t size,
 		      struct lm_error *err);

@@ -152,6 +152,13 @@ static int qemu_identity(struct lm_vm *vm, char ret_name[64], char ret_uuid[40],
 	return 0;
 }
 
+static int qemu_keep_fd(struct lm_vm *vm, const char *name, int fd, struct lm_error *err)
+{
+	struct qemu *q = qemu_of(vm);
+
+	return lm_qmp_getfd(q->qmp, name, fd, qemu_deadline(q), err);
+}
+
 static const struct lm_vm_ops qemu_ops = {
 	.name = "qemu",
 	.regions = qemu_regions,
@@ -165,6 +172,7 @@ static const struct lm_vm_ops qemu_ops = {
 	.state_load = qemu_state_load,
 	.state_wait = qemu_state_wait,
 	.resume = qemu_resume,
+	.keep_fd = qemu_keep_fd,
 	.rescue = qemu_rescue,
 	.detach = qemu_detach,
 };

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include "cleanup.h"
+#include "locks.h"
 #include "pcstate.h"
 #include "qemu_priv.h"
 
@@ -186,13 +187,94 @@ static int check_postcopy(struct lm_qmp *qmp, enum lm_resolve what, struct lm_er
 		      "is the guest: then end process %d", (int)lm_qmp_peer_pid(qmp));
 }
 
+/* ---- with storage locks ---- */
+
+static int lock_line(struct lm_locks *l, int64_t deadline_ns, char *ret, size_t size, struct lm_error *err)
+{
+	struct lm_lock_info info;
+	int r = lm_locks_query(l, &info, deadline_ns, err);
+	size_t at = strlen(ret);
+
+	if (!r)
+		snprintf(ret + at, size - at, "\nstorage lock %s: %s%s%s%s%s", l->lock[l->failed]->uri,
+			 lm_lock_state_name(info.state), *info.holder ? ", holder " : "", info.holder,
+			 *info.next ? ", offered to " : "", info.next);
+	return r;
+}
+
+/* Whether there is a guest that an engine has left behind: one that somebody else paused is not touched. */
+static bool left_behind(const struct qemu_status *st)
+{
+	return !st->running && strcmp(st->run, "inmigrate") &&
+	       (!strcmp(st->migration, "completed") || qemu_migration_active(st->migration));
+}
+
+/* 0: this host holds all of them, and the VM shows that it lives. */
+static int locks_own(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns, struct lm_error *err)
+{
+	int r = lm_locks_reclaim(l, deadline_ns, err);
+
+	if (r && lm_locks_final(r))
+		lm_err_prefix(err, "the guest is not this host's to run");
+	for (unsigned i = 0; !r && i < l->n; i++) {
+		char name[40];
+
+		if (l->lock[i]->keep_fd < 0)
+			continue;
+		snprintf(name, sizeof(name), "migrate-rdma-lock%u", i);
+		r = lm_qmp_getfd(qmp, name, l->lock[i]->keep_fd, deadline_ns, err);
+	}
+	return r;
+}
+
+static int auto_here(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns, char *ret, size_t size,
+		     struct lm_error *err)
+{
+	struct qemu_status st;
+	int r = qemu_status_read(qmp, deadline_ns, &st, err);
+
+	if (!r && !left_behind(&st)) {
+		snprintf(ret, size, "%s", meaning(&st));
+		return 0;
+	}
+	if (!r)
+		r = locks_own(qmp, l, deadline_ns, err);
+	return r ? r : run_here(qmp, deadline_ns, ret, size, err);
+}
+
+/* Where the lock is this host's, or can be again, the guest may be nowhere else. */
+static int check_end(struct lm_locks *l, int64_t deadline_ns, struct lm_error *err)
+{
+	struct lm_lock_info info = { 0 };
+	int r = lm_lock_query(l->lock[0], &info, deadline_ns, err);
+
+	if (!r && (info.state == LM_LOCK_HELD_HERE ||
+		   (info.state == LM_LOCK_IN_HANDOVER && !strcmp(info.holder, l->lock[0]->host))))
+		r = lm_err(err, -EPERM, LM_SCOPE_OPERATION,
+			   "this host holds the storage lock %.200s: the guest can run nowhere else, and would be lost. Run it "
+			   "here (--auto), or release the lock first", l->lock[0]->uri);
+	return r;
+}
+
+static int resolve_locked(struct lm_qmp *qmp, enum lm_resolve what, struct lm_locks *l, char *ret, size_t size,
+			  struct lm_error *err)
+{
+	int64_t deadline_ns = lm_deadline_after(QEMU_TIMEOUT_NS);
+
+	if (what == LM_RESOLVE_AUTO)
+		return auto_here(qmp, l, deadline_ns, ret, size, err);
+	if (what == LM_RESOLVE_RUN_HERE)
+		return locks_own(qmp, l, deadline_ns, err);
+	if (what == LM_RESOLVE_END_HERE)
+		return check_end(l, deadline_ns, err);
+	return 0;
+}
+
 static int resolve(struct lm_qmp *qmp, enum lm_resolve what, char *ret, size_t size, struct lm_error *err)
 {
 	int64_t deadline_ns = lm_deadline_after(QEMU_TIMEOUT_NS);
-	int r = check_postcopy(qmp, what, err);
+	int r;
 
-	if (r)
-		return r;
 	if (what == LM_RESOLVE_RUN_HERE)
 		return run_here(qmp, deadline_ns, ret, size, err);
 	if (what != LM_RESOLVE_END_HERE)
@@ -203,14 +285,36 @@ static int resolve(struct lm_qmp *qmp, enum lm_resolve what, char *ret, size_t s
 	return r;
 }
 
+LM_API int lm_resolve_locked(const char *path, enum lm_resolve what, const char *const *locks, unsigned nlocks,
+			     const char *lock_host, char *ret_text, size_t text_size, struct lm_error *err)
+{
+	struct lm_lock_params p = { .host = lock_host, .deadline_ns = lm_deadline_after(QEMU_TIMEOUT_NS) };
+	struct lm_locks l = { 0 };
+	struct lm_qmp *qmp = NULL;
+	int r;
+
+	if (what == LM_RESOLVE_AUTO && !nlocks)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "without storage locks nobody but a person can decide");
+	r = lm_qmp_connect(path, -1, p.deadline_ns, &qmp, err);
+	if (!r)
+		p.holder_pid = lm_qmp_peer_pid(qmp);
+	if (!r && nlocks)
+		r = lm_locks_open(locks, nlocks, &p, &l, err);
+	if (!r)
+		r = check_postcopy(qmp, what == LM_RESOLVE_AUTO ? LM_RESOLVE_RUN_HERE : what, err);
+	if (!r && nlocks)
+		r = resolve_locked(qmp, what, &l, ret_text, text_size, err);
+	if (!r && what != LM_RESOLVE_AUTO)
+		r = resolve(qmp, what, ret_text, text_size, err);
+	if (!r && nlocks && what == LM_RESOLVE_SHOW)
+		r = lock_line(&l, lm_deadline_after(QEMU_TIMEOUT_NS), ret_text, text_size, err);
+	lm_locks_close(&l);
+	lm_qmp_close(qmp);
+	return r;
+}
+
 LM_API int lm_resolve(const char *path, enum lm_resolve what, char *ret_text, size_t text_size,
 		      struct lm_error *err)
 {
-	struct lm_qmp *qmp = NULL;
-	int r = lm_qmp_connect(path, -1, lm_deadline_after(QEMU_TIMEOUT_NS), &qmp, err);
-
-	if (!r)
-		r = resolve(qmp, what, ret_text, text_size, err);
-	lm_qmp_close(qmp);
-	return r;
+	return lm_resolve_locked(path, what, NULL, 0, NULL, ret_text, text_size, err);
 }

@@ -5,12 +5,17 @@
  *
  * The scenarios are the product of what happens (enum blow) and where (stages[]);
  * what may come of it depends on where the stage lies with respect to COMMIT.
+ *
+ * The same again with storage locks: then the side that runs holds them, and no
+ * person has to decide anything.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "migrate_rdma.h"
 #include "rig.h"
 
 #define MAX_PAUSE_MS	1500
@@ -22,12 +27,12 @@ enum { EXIT_IN_DOUBT = 6 }; /* migrate-rdma(1) */
 
 enum blow {
 	SOURCE_ENGINE_KILLED, DEST_ENGINE_KILLED, SOURCE_QEMU_KILLED, DEST_QEMU_KILLED,
-	NETWORK_CUT, NETWORK_SILENT, STAGE_FAILS, STAGE_HANGS, BLOWS,
+	NETWORK_CUT, NETWORK_SILENT, STAGE_FAILS, STAGE_HANGS, BOTH_ENGINES_KILLED, BLOWS,
 };
 
 static const char *const blow_names[BLOWS] = {
 	"source_engine_killed", "dest_engine_killed", "source_qemu_killed", "dest_qemu_killed",
-	"network_cut", "network_silent", "stage_fails", "stage_hangs",
+	"network_cut", "network_silent", "stage_fails", "stage_hangs", "both_engines_killed",
 };
 
 /* Where a stage lies. */
@@ -47,6 +52,7 @@ struct stage {
 	char side; /* 's' source, 'd' destination */
 	const char *name;
 	enum phase phase;
+	bool locked; /* only with locks */
 };
 
 static const struct stage stages[] = {
@@ -59,6 +65,10 @@ static const struct stage stages[] = {
 	{ 'd', "prepare", BEFORE }, { 'd', "prepared", BEFORE }, { 'd', "loading", BEFORE }, { 'd', "loaded", BEFORE },
 	{ 'd', "commit", TAKEN }, { 'd', "fenced", BOUND }, { 'd', "resumed", RUNS },
 	{ 'd', "done", DONE },
+	{ 's', "announced", BEFORE, true }, { 's', "offering", BEFORE, true }, { 's', "offered", BEFORE, true },
+	{ 's', "lock-offering", BEFORE, true }, { 's', "lock-offered", BEFORE, true },
+	{ 'd', "taking", TAKEN, true }, { 'd', "lock-owning", TAKEN, true }, { 'd', "lock-owned", TAKEN, true },
+	{ 'd', "taken", BOUND, true },
 };
 #define NSTAGES (sizeof(stages) / sizeof(*stages))
 
@@ -87,6 +97,8 @@ static const int allowed[BLOWS][PHASES] = {
 struct scenario {
 	enum blow blow;
 	const struct stage *stage;
+	bool locked;       /* with two storage locks */
+	const char *fault; /* at the stage's side, instead of what the blow does */
 };
 
 static const struct rig_config guest = { .mb = 64, .append = "mb=16 rate=2000" };
@@ -97,6 +109,7 @@ struct hit {
 	struct rig_run *send, *receive;
 	int send_code, receive_code;
 	char pid_file[2][RIG_PATH_MAX]; /* of the engines: source, destination */
+	char locks[2][RIG_PATH_MAX + 32];
 };
 
 /*
@@ -136,6 +149,10 @@ static void make_action(const struct hit *h, const struct scenario *s, struct ri
 	case STAGE_FAILS:
 		snprintf(text, size, "error");
 		break;
+	case BOTH_ENGINES_KILLED:
+		kill_engine_command(text, size, h->pid_file[s->stage->side == 's']);
+		snprintf(text + strlen(text), size - strlen(text), ",%s:kill", s->stage->name);
+		break;
 	default:
 		snprintf(text, size, "sleep=%d", 2 * MAX_PAUSE_MS + SLACK_MS);
 	}
@@ -148,6 +165,19 @@ static void write_pid(const char *path, const struct rig_run *r)
 	assert_non_null(f);
 	fprintf(f, "%d\n", r->proc->pid);
 	fclose(f);
+}
+
+/* Both engines run here, as hosts of two names with a directory that they share. */
+static void add_locks(struct hit *h, struct rig *rig, struct rig_run_options *o, const char *host)
+{
+	const char *const words[] = { "--host", host, "--lock", h->locks[0], "--lock", h->locks[1] };
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < 2; i++)
+		snprintf(h->locks[i], sizeof(h->locks[i]), "lease:%s/%u.lease?local=yes", rig_dir(rig), i);
+	while (o->args[n])
+		n++;
+	memcpy(&o->args[n], words, sizeof(words));
 }
 
 static struct hit strike(struct rig *rig, const struct scenario *s, const char *breaks)
@@ -163,10 +193,16 @@ static struct hit strike(struct rig *rig, const struct scenario *s, const char *
 	struct rig_relay *relay = rig_relay_start(rig);
 	char action[512], fault[600];
 
+	if (s->locked) {
+		add_locks(&h, rig, &at_source, "host-a");
+		add_locks(&h, rig, &at_dest, "host-b");
+	}
 	rig_path(rig, h.pid_file[0], "send.pid");
 	rig_path(rig, h.pid_file[1], "receive.pid");
 	make_action(&h, s, relay, action, sizeof(action));
 	snprintf(fault, sizeof(fault), "%s:%s", s->stage->name, action);
+	if (s->fault)
+		snprintf(fault, sizeof(fault), "%s", s->fault);
 	*(s->stage->side == 's' ? &at_source.fault : &at_dest.fault) = fault;
 	rig_guest_wait_ready(h.a);
 	rig_watch(h.a, h.b);
@@ -251,6 +287,87 @@ static void retry(struct rig *rig, struct hit *h)
 	if (rig_saw_two(h->a, c, how, sizeof(how)))
 		fail_msg("in the retry: %s", how);
 	rig_guest_assert_well(c);
+}
+
+/* --- with storage locks ----------------------------------------------------- */
+
+static struct lm_lock_info look(const char *uri, const char *host)
+{
+	struct lm_lock_info info;
+	struct lm_error err;
+
+	if (lm_lock_run(uri, host, LM_LOCK_SHOW, 0, &info, &err))
+		fail_msg("%s", err.msg);
+	return info;
+}
+
+/* Who runs the guest holds its locks; nobody else gets them. */
+static void assert_locks(const struct hit *h, int where)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		struct lm_lock_info info = look(h->locks[i], where == A ? "host-a" : "host-b"), other;
+		struct lm_error err;
+
+		if (info.state != LM_LOCK_HELD_HERE)
+			fail_msg("the guest runs %s, but lock %u is %s: %s", name_of(where), i,
+				 lm_lock_state_name(info.state), info.text);
+		assert_int_equal(lm_lock_run(h->locks[i], where == A ? "host-b" : "host-a", LM_LOCK_ACQUIRE, 0, &other, &err),
+				 -EBUSY);
+	}
+}
+
+static int resolve_auto(const struct hit *h, struct rig_vm *vm, const char *host)
+{
+	const char *const argv[] = { "resolve", "--qmp", vm->qmp, "--auto", "--host", host, "--lock", h->locks[0], "--lock",
+				     h->locks[1], NULL };
+
+	return rig_run_wait(rig_engine(vm->rig, "resolve", argv, NULL), ENGINE_MS);
+}
+
+/* The guardian is hit in the same place as its engine, or storage was away: the locks still know. */
+static int resolve_anywhere(const struct hit *h)
+{
+	int rc = resolve_auto(h, h->a, "host-a");
+
+	if (rc == 2)
+		rc = resolve_auto(h, h->b, "host-b");
+	assert_int_equal(rc, 0);
+	return where_it_runs(h);
+}
+
+/* Exactly one side runs, and nobody had to be asked. */
+static void survives_with_locks(struct rig *rig)
+{
+	const struct scenario *s = rig_arg(rig);
+	struct hit h = strike(rig, s, NULL);
+	int where = settle(rig, &h);
+
+	assert_never_two(&h);
+	if (where == LOST && (s->blow == SOURCE_QEMU_KILLED || s->blow == DEST_QEMU_KILLED)) {
+		assert_true(allowed[s->blow][s->stage->phase] & LOST);
+		return;
+	}
+	/* Told to run, and then dead: what it wrote is in the world, and the lock keeps the source from going on. */
+	if (where == DOUBT && s->blow == DEST_QEMU_KILLED && allowed[s->blow][s->stage->phase] & DOUBT) {
+		assert_int_equal(h.send_code, EXIT_IN_DOUBT);
+		assert_int_equal(resolve_auto(&h, h.a, "host-a"), 2);
+		return;
+	}
+	if (where == DOUBT && !strncmp(s->stage->name, "lock-", 5))
+		where = resolve_anywhere(&h);
+	if (where != A && where != B)
+		fail_msg("the guest runs %s; send ended with %d (%s), receive with %d (%s)", name_of(where), h.send_code,
+			 rig_run_outcome(h.send), h.receive_code, rig_run_outcome(h.receive));
+	if (s->stage->phase <= BEFORE && s->blow != SOURCE_QEMU_KILLED)
+		assert_int_equal(where, s->blow == STAGE_HANGS ? where : A);
+	if (where == A && !h.send_code)
+		fail_msg("the guest runs on the source, but send ended well");
+	if (s->stage->phase > ALONE || where == B)
+		assert_locks(&h, where);
+	rig_guest_assert_well(where == A ? h.a : h.b);
+	if (where == B && rig_vm_alive(h.a)) /* the source may ask, too, and is told no */
+		assert_int_equal(resolve_auto(&h, h.a, "host-a"), 2);
+	assert_never_two(&h);
 }
 
 static void survives(struct rig *rig)
@@ -344,7 +461,7 @@ static bool is_worth_it(enum blow blow, const struct stage *s)
 	const char *const *list = blow == NETWORK_SILENT ? silent : blow == STAGE_HANGS ? hangs : NULL;
 	char name[32];
 
-	if (!allowed[blow][s->phase])
+	if (!allowed[blow][s->phase] || s->locked)
 		return false;
 	if (s->phase == ALONE && s->side == 'd' && blow == SOURCE_ENGINE_KILLED)
 		return false; /* there is none yet */
@@ -358,20 +475,34 @@ static bool is_worth_it(enum blow blow, const struct stage *s)
 	return !list;
 }
 
+/* What comes before the guest is paused is as without locks; the rest is not. */
+static bool is_worth_a_lock(enum blow blow, const struct stage *s)
+{
+	static const char *const early[] = { "open", "hello", "opened", "armed", "round", "precopy", "copy", NULL };
+
+	for (const char *const *e = early; *e; e++)
+		if (!strcmp(*e, s->name))
+			return false;
+	return blow == BOTH_ENGINES_KILLED || s->locked || is_worth_it(blow, s);
+}
+
 static size_t add_scenarios(struct CMUnitTest *tests, size_t n)
 {
-	static struct scenario scenarios[BLOWS * NSTAGES];
-	static struct rig_test rig_tests[BLOWS * NSTAGES];
-	static char names[BLOWS * NSTAGES][64];
+	static struct scenario scenarios[2 * BLOWS * NSTAGES];
+	static struct rig_test rig_tests[2 * BLOWS * NSTAGES];
+	static char names[2 * BLOWS * NSTAGES][64];
 	size_t at = 0;
 
-	for (enum blow blow = 0; blow < BLOWS; blow++) {
+	for (unsigned j = 0; j < 2 * BLOWS; j++) {
+		enum blow blow = j % BLOWS;
+		bool locked = j / BLOWS;
+
 		for (size_t i = 0; i < NSTAGES; i++) {
-			if (!is_worth_it(blow, &stages[i]))
+			if (!(locked ? is_worth_a_lock(blow, &stages[i]) : is_worth_it(blow, &stages[i])))
 				continue;
-			scenarios[at] = (struct scenario){ blow, &stages[i] };
-			rig_tests[at] = (struct rig_test){ survives, &scenarios[at] };
-			snprintf(names[at], sizeof(names[at]), "%s_at_%s_%s", blow_names[blow],
+			scenarios[at] = (struct scenario){ blow, &stages[i], .locked = locked };
+			rig_tests[at] = (struct rig_test){ locked ? survives_with_locks : survives, &scenarios[at] };
+			snprintf(names[at], sizeof(names[at]), "%s%s_at_%s_%s", locked ? "locked_" : "", blow_names[blow],
 				 stages[i].side == 's' ? "source" : "dest", stages[i].name);
 			tests[n++] = (struct CMUnitTest){ names[at], rig_body, rig_setup, rig_teardown,
 							  &rig_tests[at] };
@@ -383,7 +514,7 @@ static size_t add_scenarios(struct CMUnitTest *tests, size_t n)
 
 int main(int argc, char **argv)
 {
-	struct CMUnitTest tests[BLOWS * NSTAGES + FIXED_TESTS] = {
+	struct CMUnitTest tests[2 * BLOWS * NSTAGES + FIXED_TESTS] = {
 		RIG_TEST(without_a_guardian_nobody_undoes_the_pause),
 		RIG_TEST(without_commit_two_guests_run_and_are_seen),
 		RIG_TEST(in_doubt_with_the_guest_on_the_destination_ends_the_source),

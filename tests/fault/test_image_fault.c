@@ -21,7 +21,7 @@ static const struct rig_config guest = { .mb = 64, .append = "mb=16 rate=2000" }
 struct world {
 	struct rig *rig;
 	struct rig_vm *a, *b;
-	char image[RIG_PATH_MAX], lock[RIG_PATH_MAX + 8];
+	char image[RIG_PATH_MAX], lock[RIG_PATH_MAX + 32];
 };
 
 static struct rig_run *engine(struct world *w, const char *what, struct rig_vm *vm, const char *host, const char *paging,
@@ -65,7 +65,7 @@ static struct world world_new(struct rig *rig)
 
 	rig_path(rig, w.image, "image");
 	strcpy(w.lock, "lease:");
-	rig_path(rig, w.lock + strlen("lease:"), "lock");
+	rig_path(rig, w.lock + strlen("lease:"), "lock?local=yes");
 	rig_guest_wait_ready(w.a);
 	return w;
 }
@@ -135,11 +135,12 @@ static void assert_in_image(struct world *w)
 	assert_string_equal(status, "postmigrate");
 	w->b = rig_vm_start(w->rig, "B", &guest, RIG_WAITS);
 	rig_watch(w->a, w->b);
-	if (lock_do(w, "release", "host-a")) /* as the killed save would have */
-		fail_msg("the lock cannot be released");
+	if (lock_do(w, "release", "host-a")) { /* killed before it did: the paused QEMU keeps it open */
+		rig_vm_kill(w->a);
+		assert_int_equal(lock_do(w, "release", "host-a"), 0);
+	}
 	assert_ends(restore(w, w->b, "host-b", NULL, NULL), 0);
 	rig_guest_assert_well(w->b);
-	assert_false(rig_guest_beats(w->a, 50));
 	never_two(w->a, w->b);
 }
 

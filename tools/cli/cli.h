@@ -96,6 +96,7 @@ extern const struct cli_subcommand subcommands[]; /* ends with a NULL name */
 const struct cli_subcommand *cli_subcommand_find(const char *name);
 
 /* subcommands, each in a file of its own */
+int cli_quick(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_save(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_restore(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_send(const struct cli_subcommand *self, struct cli_settings *settings);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* save and restore */
+/* save, restore and quick */
 #include "cli.h"
 #include "session.h"
 
@@ -11,6 +11,11 @@ static enum cli_exit save(struct cli_settings *settings, struct cli_signals *sig
 	if (rc == CLI_EXIT_OK && settings->quit_source)
 		cli_session_quit_source(settings, out);
 	return rc;
+}
+
+int cli_quick(const struct cli_subcommand *self, struct cli_settings *settings)
+{
+	return cli_session_frame(self, settings, CLI_SIDE_SEND, save);
 }
 
 int cli_save(const struct cli_subcommand *self, struct cli_settings *settings)
@@ -43,6 +48,8 @@ int cli_restore(const struct cli_subcommand *self, struct cli_settings *settings
 
 	if (rc)
 		return rc;
+	if (settings->resume && settings->lm.address)
+		return cli_usage_error(self, "--resume goes on with what is here: no --listen");
 	settings->lm.lazy = settings->paging;
 	settings->recovering = settings->resume;
 	return cli_session_frame(self, settings, CLI_SIDE_RESTORE, settings->resume ? resume : restore);

@@ -175,6 +175,8 @@ static void add_blackout(struct json_object *to, const struct lm_blackout *b)
 	add_int(o, "resume_ns", b->resume_ns);
 	add_uint(o, "last_pages", b->last_pages);
 	add_uint(o, "device_state_bytes", b->device_state_bytes);
+	add_int(o, "lock_offer_ns", b->lock_offer_ns);
+	add_int(o, "lock_take_ns", b->lock_take_ns);
 	json_object_object_add(to, "blackout", o);
 }
 

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 #include "cli.h"
@@ -46,13 +47,16 @@ static bool confirmed(const struct cli_settings *settings)
 
 static int act(const struct cli_settings *settings, enum lm_resolve what)
 {
-	char text[2048] = "";
+	char text[2048] = "", clean[LM_ERROR_MSG_MAX];
 	struct lm_error err = { 0 };
 
-	if (lm_resolve(settings->lm.qmp, what, text, sizeof(text), &err)) {
+	int r = lm_resolve_locked(settings->lm.qmp, what, settings->lm.locks, settings->lm.nlocks, settings->lm.lock_host,
+				  text, sizeof(text), &err);
+
+	if (r) {
 		fflush(stdout);
-		fprintf(stderr, "migrate-rdma resolve: %s\n", err.msg);
-		return CLI_EXIT_ABORTED;
+		fprintf(stderr, "migrate-rdma resolve: %s\n", cli_text_clean(err.msg, clean, sizeof(clean)));
+		return r == -EBUSY || r == -EPERM ? CLI_EXIT_REFUSED : CLI_EXIT_ABORTED;
 	}
 	print_text(text);
 	return CLI_EXIT_OK;
@@ -63,9 +67,13 @@ int cli_resolve(const struct cli_subcommand *self, struct cli_settings *settings
 	enum lm_resolve what = settings->run_here ? LM_RESOLVE_RUN_HERE : LM_RESOLVE_END_HERE;
 	int rc;
 
-	if (settings->run_here && settings->end_here)
-		return cli_usage_error(self, "--run-here and --end-here exclude each other");
+	if (settings->run_here + settings->end_here + settings->automatic > 1)
+		return cli_usage_error(self, "--run-here, --end-here and --auto exclude each other");
+	if (settings->automatic && !settings->lm.nlocks)
+		return cli_usage_error(self, "--auto needs the guest's storage locks: --lock URI");
 	rc = act(settings, LM_RESOLVE_SHOW);
+	if (!rc && settings->automatic)
+		return act(settings, LM_RESOLVE_AUTO);
 	if (rc || (!settings->run_here && !settings->end_here))
 		return rc;
 	explain(what);

@@ -37,8 +37,8 @@ static void traffic(enum cli_side side, const struct lm_summary *s, FILE *to)
 {
 	char a[32];
 
-	if (side == CLI_SIDE_SAVE || side == CLI_SIDE_RESTORE) {
-		row(to, side == CLI_SIDE_SAVE ? "written" : "read", cli_bytes_format(s->bytes, a, sizeof(a)));
+	if (!strcmp(s->transport, "image")) {
+		row(to, side == CLI_SIDE_RESTORE ? "read" : "written", cli_bytes_format(s->bytes, a, sizeof(a)));
 		fprintf(to, " of memory by %u threads\n", s->lanes);
 		return;
 	}

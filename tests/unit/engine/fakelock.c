@@ -36,10 +36,13 @@ void fakelock_fail(unsigned number, enum fakelock_op op, const char *host, int c
 
 bool fakelock_owns(const char *host, unsigned n)
 {
+	bool owns = true;
+
+	pthread_mutex_lock(&storage->mutex);
 	for (unsigned i = 0; i < n; i++)
-		if (storage->lock[i].state != FAKE_OWNED || strcmp(storage->lock[i].owner, host))
-			return false;
-	return true;
+		owns &= storage->lock[i].state == FAKE_OWNED && !strcmp(storage->lock[i].owner, host);
+	pthread_mutex_unlock(&storage->mutex);
+	return owns;
 }
 
 static void note(const struct fake *f, const char *op, int r)

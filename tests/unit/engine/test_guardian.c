@@ -11,8 +11,9 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "unit.h"
+#include "fakelock.h"
 #include "guardian.h"
+#include "unit.h"
 
 #define NOTHING (-1)
 
@@ -52,16 +53,23 @@ static int setup(void **state)
 	return ftruncate(log_fd, 0);
 }
 
-enum step { IDLE, PAUSE, PAUSE_COMMIT, PAUSE_COMMIT_RUN, PAUSE_IDLE, COMMIT_UNCOMMIT, STOP };
+/* What the engine gives its guardian; NULL: the guest has no locks. */
+static const struct lm_guardian_locks *locks;
+static struct lm_lock_notes notes;
+
+enum step { IDLE, PAUSE, PAUSE_OFFER, PAUSE_OFFER_COMMIT, PAUSE_COMMIT, PAUSE_COMMIT_RUN, PAUSE_IDLE, COMMIT_UNCOMMIT, STOP };
 
 /* What the engine does before it says that it is ready, and then waits to be killed. */
 static void engine_steps(struct lm_guardian *g, enum step step, int64_t pause_ns)
 {
 	if (step != IDLE)
 		lm_guardian_pause(g, pause_ns ? lm_now_ns() + pause_ns : LM_NO_DEADLINE);
+	if (step == PAUSE_OFFER || step == PAUSE_OFFER_COMMIT)
+		lm_guardian_offer(g);
+	lm_guardian_notes(g, &notes);
 	if (step == PAUSE_COMMIT || step == PAUSE_COMMIT_RUN)
 		lm_guardian_run(g, step == PAUSE_COMMIT_RUN);
-	if (step == PAUSE_COMMIT || step == PAUSE_COMMIT_RUN || step == COMMIT_UNCOMMIT)
+	if (step == PAUSE_COMMIT || step == PAUSE_COMMIT_RUN || step == COMMIT_UNCOMMIT || step == PAUSE_OFFER_COMMIT)
 		atomic_store(&seen->commit, lm_guardian_commit(g));
 	if (step == COMMIT_UNCOMMIT)
 		lm_guardian_uncommit(g);
@@ -83,7 +91,7 @@ static pid_t engine_fork(enum lm_side side, bool was_running, enum step step, in
 	struct lm_error err;
 
 	dup2(log_fd, STDERR_FILENO);
-	if (lm_guardian_start(&g, &vm, side, &err))
+	if (lm_guardian_start(&g, &vm, side, locks, &err))
 		_exit(1);
 	engine_steps(&g, step, pause_ns);
 	atomic_store(&seen->engine_ready, true);
@@ -238,6 +246,113 @@ static void a_destination_engine_that_dies_after_all_is_done_leaves_its_guest_al
 	assert_int_equal(killed_after(LM_DEST, false, PAUSE_IDLE), NOTHING);
 }
 
+/* ---- storage locks ---- */
+
+static const char *const uris[] = { "fake:0", "fake:1" };
+static const struct lm_guardian_locks of_a = { uris, 2, "a" }, of_b = { uris, 2, "b" };
+
+/* a has offered its locks to b. */
+static void offer_locks(struct lm_locks *a, struct lm_locks *b)
+{
+	const struct lm_lock_params pa = { .host = "a" }, pb = { .host = "b" };
+	int64_t soon = lm_deadline_after(LM_NS_PER_S);
+	struct lm_lock_notes announce, answer;
+	struct lm_error err;
+
+	fakelock_reset();
+	assert_ok(lm_locks_open(uris, 2, &pa, a, &err), err);
+	assert_ok(lm_locks_open(uris, 2, &pb, b, &err), err);
+	assert_ok(lm_locks_acquire(a, soon, &err), err);
+	assert_ok(lm_locks_announce(a, &announce, soon, &err), err);
+	assert_ok(lm_locks_prepare(b, &announce, &answer, soon, &err), err);
+	assert_ok(lm_locks_offer(a, &answer, true, &notes, soon, &err), err);
+}
+
+/* Who has got the locks when the engine is killed. */
+enum owner { NOBODY, OTHER_HOST };
+
+static int killed_with_locks(enum lm_side side, enum step step, enum owner owner)
+{
+	int64_t soon = lm_deadline_after(LM_NS_PER_S);
+	struct lm_locks a, b;
+	struct lm_error err;
+	int r;
+
+	offer_locks(&a, &b);
+	if (owner == OTHER_HOST && side == LM_SOURCE)
+		assert_ok(lm_locks_take(&b, &notes, soon, &err), err);
+	else if (owner == OTHER_HOST)
+		assert_ok(lm_locks_reclaim(&a, soon, &err), err);
+	locks = side == LM_SOURCE ? &of_a : &of_b;
+	r = killed_after(side, side == LM_SOURCE, step);
+	locks = NULL;
+	memset(&notes, 0, sizeof(notes));
+	lm_locks_close(&a);
+	lm_locks_close(&b);
+	return r;
+}
+
+static void offered_locks_are_taken_back_before_the_guest_runs(void **state)
+{
+	(void)state;
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER, NOBODY), LM_RESCUE_UNDO_RUN);
+	assert_true(fakelock_owns("a", 2));
+	assert_non_null(strstr(log_text(), "runs here again"));
+}
+
+static void after_commit_the_locks_say_that_the_destination_never_runs(void **state)
+{
+	(void)state;
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER_COMMIT, NOBODY), LM_RESCUE_UNDO_RUN);
+	assert_true(fakelock_owns("a", 2));
+}
+
+static void a_destination_that_has_the_locks_keeps_the_guest(void **state)
+{
+	(void)state;
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER_COMMIT, OTHER_HOST), NOTHING);
+	assert_true(fakelock_owns("b", 2));
+	assert_non_null(strstr(log_text(), "the destination has the storage lock"));
+}
+
+static void locks_that_were_not_offered_are_left_alone(void **state)
+{
+	(void)state;
+	/* They are b's by now, which only shows that nobody asked. */
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE, OTHER_HOST), LM_RESCUE_UNDO_RUN);
+}
+
+static void the_destination_takes_the_locks_before_the_guest_runs(void **state)
+{
+	(void)state;
+	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, NOBODY), LM_RESCUE_RUN);
+	assert_true(fakelock_owns("b", 2));
+	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT, NOBODY), NOTHING);
+	assert_true(fakelock_owns("b", 2)); /* paused, as it shall be, but b's */
+}
+
+static void a_source_that_was_first_keeps_the_guest(void **state)
+{
+	(void)state;
+	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, OTHER_HOST), LM_RESCUE_END);
+	assert_true(fakelock_owns("a", 2));
+}
+
+/* Teeth: a guest would run on a host that may not write. */
+static void without_the_locks_both_sides_would_run(void **state)
+{
+	(void)state;
+	setenv("LM_BREAK", "lock-reclaim", 1);
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER, NOBODY), LM_RESCUE_UNDO_RUN);
+	assert_false(fakelock_owns("a", 2));
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER_COMMIT, OTHER_HOST), LM_RESCUE_UNDO_RUN);
+	assert_true(fakelock_owns("b", 2));
+	setenv("LM_BREAK", "lock-take", 1);
+	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, OTHER_HOST), LM_RESCUE_RUN);
+	assert_true(fakelock_owns("a", 2));
+	unsetenv("LM_BREAK");
+}
+
 /* ---- an engine that hangs ---- */
 
 static void a_pause_beyond_its_limit_is_undone_and_commit_refused(void **state)
@@ -253,7 +368,7 @@ static void a_pause_beyond_its_limit_is_undone_and_commit_refused(void **state)
 		struct lm_error err;
 
 		dup2(log_fd, STDERR_FILENO);
-		if (lm_guardian_start(&g, &vm, LM_SOURCE, &err))
+		if (lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err))
 			_exit(1);
 		lm_guardian_pause(&g, lm_now_ns() + 300 * LM_NS_PER_MS);
 		wait_for(rescued, 10000);
@@ -316,7 +431,7 @@ static void a_guardian_can_be_stopped_twice_and_leaves_no_process(void **state)
 	struct lm_error err;
 
 	(void)state;
-	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, &err), err);
+	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err), err);
 	lm_guardian_stop(&g);
 	lm_guardian_stop(&g); /* takes one that is stopped */
 	close(vm.rescue_fd);
@@ -335,7 +450,7 @@ static void the_guardian_holds_no_descriptor_but_its_own(void **state)
 	(void)state;
 	/* Somebody waits for the end of this pipe, as a caller does for our stdout. */
 	assert_int_equal(pipe(ends), 0);
-	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, &err), err);
+	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err), err);
 	close(ends[1]);
 	assert_int_equal(read(ends[0], &c, 1), 0); /* hangs if the guardian kept it */
 	lm_guardian_stop(&g);
@@ -384,6 +499,13 @@ int main(void)
 		cmocka_unit_test_setup(a_destination_engine_that_dies_after_commit_has_its_guest_run, setup),
 		cmocka_unit_test_setup(a_guest_that_shall_stay_paused_is_not_run_by_the_guardian, setup),
 		cmocka_unit_test_setup(a_destination_engine_that_dies_after_all_is_done_leaves_its_guest_alone, setup),
+		cmocka_unit_test_setup(offered_locks_are_taken_back_before_the_guest_runs, setup),
+		cmocka_unit_test_setup(after_commit_the_locks_say_that_the_destination_never_runs, setup),
+		cmocka_unit_test_setup(a_destination_that_has_the_locks_keeps_the_guest, setup),
+		cmocka_unit_test_setup(locks_that_were_not_offered_are_left_alone, setup),
+		cmocka_unit_test_setup(the_destination_takes_the_locks_before_the_guest_runs, setup),
+		cmocka_unit_test_setup(a_source_that_was_first_keeps_the_guest, setup),
+		cmocka_unit_test_setup(without_the_locks_both_sides_would_run, setup),
 		cmocka_unit_test_setup(a_pause_beyond_its_limit_is_undone_and_commit_refused, setup),
 		cmocka_unit_test_setup(an_undone_pause_is_not_undone_twice_when_the_engine_dies_later, setup),
 		cmocka_unit_test_setup(a_pause_within_its_limit_is_left_alone, setup),

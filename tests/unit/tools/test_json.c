@@ -151,7 +151,7 @@ static void completed_has_the_blackout_in_parts(void **state)
 	(void)state;
 	e.u.summary = (struct lm_summary){
 		.outcome = LM_OUTCOME_COMPLETED, .transport = "tcp", .rounds = 3, .guest_runs_here = true,
-		.blackout = { 11, 1, 2, 3, 4, 5, 6, 7, 8 },
+		.blackout = { 11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 },
 	};
 	o = event(&e, "completed", SUMMARY_KEYS);
 	assert_string_equal(str(o, "outcome"), "completed");
@@ -159,7 +159,8 @@ static void completed_has_the_blackout_in_parts(void **state)
 	assert_true(json_object_get_boolean(get(o, "guest_runs_here")));
 	b = get(o, "blackout");
 	assert_keys(b, "total_ns stop_ns last_scan_ns last_copy_ns lock_ns device_state_ns resume_ns last_pages "
-		    "device_state_bytes");
+		    "device_state_bytes lock_offer_ns lock_take_ns");
+	assert_int_equal(num(b, "lock_take_ns"), 10);
 	assert_int_equal(num(b, "total_ns"), 11);
 	assert_int_equal(num(b, "device_state_ns"), 5);
 	assert_int_equal(num(b, "device_state_bytes"), 8);
