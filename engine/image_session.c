@@ -44,6 +44,29 @@ unsigned lm_image_threads(const struct lm_session *s)
 	return s->opt.lanes ? s->opt.lanes : THREADS;
 }
 
+int lm_image_existing(struct lm_session *s, struct lm_error *err)
+{
+	int r = 0;
+
+	if (lm_pageset_init(&s->img->existing, &s->ram))
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	for (unsigned i = 0; !r && i < s->ram.nregions; i++)
+		if (s->ram.regions[i].page_size == LM_PAGE_SIZE)
+			r = lm_region_existing(&s->ram.regions[i], 0, lm_region_npages(&s->ram.regions[i]),
+					       &s->img->existing.maps[i], err);
+	return r;
+}
+
+int lm_image_existing_group(struct lm_session *s, unsigned region, uint64_t first, unsigned n, struct lm_error *err)
+{
+	struct lm_bitmap *existing = &s->img->existing.maps[region];
+	uint64_t page = first * LM_IMAGE_CHUNK_PAGES, left = existing->nbits - page, npages = n * LM_IMAGE_CHUNK_PAGES;
+
+	if (s->ram.regions[region].page_size == LM_PAGE_SIZE)
+		return 0;
+	return lm_region_existing(&s->ram.regions[region], page, left < npages ? left : npages, existing, err);
+}
+
 void lm_image_opened_event(struct lm_session *s)
 {
 	struct lm_event e = { .type = LM_EVENT_OPENED };

@@ -37,6 +37,13 @@ int64_t lm_image_lock_deadline(const struct lm_session *s);
 /* The id of each lock that this host holds, into ret[i].id. */
 int lm_image_lock_ids(struct lm_session *s, struct lm_image_lock *ret, struct lm_error *err);
 unsigned lm_image_threads(const struct lm_session *s);
+/*
+ * Which pages exist, into existing.  Where the file is asked for its holes that is done for all of it
+ * at once: an answer looks at all the data up to the next hole.  On hugetlbfs, where content is looked
+ * at, nothing: lm_image_existing_group() does it, on all threads.
+ */
+int lm_image_existing(struct lm_session *s, struct lm_error *err);
+int lm_image_existing_group(struct lm_session *s, unsigned region, uint64_t first, unsigned n, struct lm_error *err);
 void lm_image_opened_event(struct lm_session *s);
 
 /* save.c, in this order: what `quick` does between others */

@@ -189,7 +189,7 @@ static int clear_rest(struct lm_session *s, unsigned region, uint64_t first, uns
 
 	if (end > resident->nbits)
 		end = resident->nbits;
-	r = lm_region_existing(&s->ram.regions[region], page, end - page, resident, err);
+	r = lm_image_existing_group(s, region, first, n, err);
 	for (unsigned i = 0; !r && i < n; i++)
 		resident->words[first + i] &= ~lm_image_pages(&s->img->image, s->img->image.region_chunk0[region] + first + i);
 	while (!r && (run = lm_bitmap_next_run(resident, page, end, &at))) {
@@ -219,8 +219,8 @@ static int fill_eager(struct lm_session *s, struct lm_error *err)
 	struct lm_image_walk walk = { .group = read_group };
 	int r = lm_pool_new(lm_image_threads(s), &s->pool, err);
 
-	if (!r && lm_pageset_init(&s->img->existing, &s->ram))
-		r = lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	if (!r)
+		r = lm_image_existing(s, err);
 	return r ? r : lm_image_walk(&walk, s, err);
 }
 

@@ -12,7 +12,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include "cleanup.h"
 #include "clock.h"
 #include "image_session.h"
@@ -28,9 +27,6 @@ int lm_save_open_image(struct lm_session *s, struct lm_error *err)
 		return r;
 	img = s->img;
 	r = lm_vm_identity(s->vm, img->head.guest_name, img->head.guest_uuid, err);
-	if (!r)
-		r = lm_pageset_init(&img->existing, &s->ram) ?
-		    lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "out of memory") : 0;
 	if (!r)
 		r = lm_ram_map(&s->ram, false, err);
 	if (!r)
@@ -97,24 +93,29 @@ static int write_group(struct lm_image_walk *w, unsigned region, uint64_t first,
 		       struct lm_error *err)
 {
 	struct lm_image_session *img = w->s->img;
-	struct lm_bitmap *existing = &img->existing.maps[region];
-	uint64_t page = first * LM_IMAGE_CHUNK_PAGES, left = existing->nbits - page, npages = n * LM_IMAGE_CHUNK_PAGES;
-	int r = lm_region_existing(&w->s->ram.regions[region], page, left < npages ? left : npages, existing, err);
+	int r = lm_image_existing_group(w->s, region, first, n, err);
 
-	return r ? r : lm_image_write_chunks(&img->writer, region, first, n, existing->words + first, ret_bytes, err);
+	return r ? r : lm_image_write_chunks(&img->writer, region, first, n, img->existing.maps[region].words + first,
+					     ret_bytes, err);
 }
 
 static int write_memory(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_image_walk walk = { .group = write_group };
 	int64_t begin = lm_now_ns();
-	int r = lm_image_walk(&walk, s, err);
+	int r = lm_image_existing(s, err);
 
+	if (!r) {
+		lm_image_reserve(&s->img->writer, lm_pageset_count(&s->img->existing));
+		r = lm_image_walk(&walk, s, err);
+	}
+	if (r)
+		return r;
 	s->summary.blackout.last_copy_ns = lm_now_ns() - begin;
 	s->summary.sent_pages = s->summary.bytes >> LM_PAGE_SHIFT;
 	s->summary.existing_pages = lm_pageset_count(&s->img->existing);
 	s->summary.blackout.last_pages = s->summary.sent_pages;
-	return r ? r : lm_session_stage(s, "copied", err);
+	return lm_session_stage(s, "copied", err);
 }
 
 /* Which storage they are of, and their epoch: it grows when anybody else has them. */
