@@ -285,15 +285,10 @@ static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm
 
 /* ---- switchover ---- */
 
-static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+int lm_dest_begin_load(struct lm_session *s, struct lm_error *err)
 {
 	int pair[2], r;
 
-	if (msg->len)
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: PREPARE length");
-	r = lm_session_stage(s, "prepare", err);
-	if (r)
-		return r;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
 	s->dst.state_fd = pair[0];
@@ -301,6 +296,19 @@ static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct
 	lm_guardian_pause(&s->guardian, LM_NO_DEADLINE);
 	r = lm_vm_state_load(s->vm, pair[1], err);
 	lm_close_fd(&pair[1]);
+	return r;
+}
+
+static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	int r;
+
+	if (msg->len)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: PREPARE length");
+	r = lm_session_stage(s, "prepare", err);
+	if (r)
+		return r;
+	r = lm_dest_begin_load(s, err);
 	if (!r)
 		r = lm_session_stage(s, "prepared", err);
 	if (r)

@@ -45,6 +45,16 @@ uint64_t lm_image_chunk_hash(const uint8_t *base, uint64_t mask)
 	return XXH3_64bits_digest(&state);
 }
 
+void lm_image_advance(struct iovec **iov, int *n, size_t done)
+{
+	for (; *n && done >= (*iov)->iov_len; --*n, ++*iov)
+		done -= (*iov)->iov_len;
+	if (!*n)
+		return;
+	(*iov)->iov_base = (uint8_t *)(*iov)->iov_base + done;
+	(*iov)->iov_len -= done;
+}
+
 const char *lm_image_mark_name(enum lm_image_mark mark)
 {
 	static const char *const names[] = { "fresh", "pending", "used", "void" };

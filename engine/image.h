@@ -20,6 +20,7 @@
 
 #include <limits.h>
 #include <stdatomic.h>
+#include <sys/uio.h>
 #include "le.h"
 #include "lock.h"
 #include "region.h"
@@ -210,7 +211,7 @@ struct lm_image_writer {
 	_Atomic uint64_t stored_pages;
 };
 
-/* Make the temporary file.  ram stays the caller's and must be mapped before chunks are written. */
+/* Make the temporary file; after an error, too, abandon and close are due.  ram stays the caller's and must be mapped before chunks are written. */
 int lm_image_create(struct lm_image_writer *w, const char *path, const struct lm_ram *ram, struct lm_error *err);
 /* Set aside room for npages; a file system that cannot says nothing. */
 void lm_image_reserve(struct lm_image_writer *w, uint64_t npages);
@@ -247,6 +248,8 @@ void lm_image_hash(const void *p, size_t len, uint8_t ret[static LM_IMAGE_HASH_S
 uint64_t lm_image_chunk_hash(const uint8_t *base, uint64_t mask);
 /* Next run of set bits from *at on: its first bit, its length; moves *at behind it. */
 bool lm_image_mask_run(uint64_t mask, unsigned *at, unsigned *ret_first, unsigned *ret_n);
+/* So much of a vector was read or written: what is left. */
+void lm_image_advance(struct iovec **iov, int *n, size_t done);
 
 static inline uint64_t lm_image_chunks_of(uint64_t region_size)
 {

@@ -48,12 +48,7 @@ static int read_vector(const struct lm_image *img, int fd, struct iovec *iov, in
 		if (done <= 0)
 			return read_error(img, done < 0 ? -errno : 0, err);
 		offset += (uint64_t)done;
-		for (; n && (size_t)done >= iov->iov_len; n--, iov++)
-			done -= (ssize_t)iov->iov_len;
-		if (n) {
-			iov->iov_base = (uint8_t *)iov->iov_base + done;
-			iov->iov_len -= (size_t)done;
-		}
+		lm_image_advance(&iov, &n, (size_t)done);
 	}
 	return 0;
 }

@@ -103,6 +103,8 @@ static int wait_for_end(struct lm_image_walk *w, struct lm_error *err)
 		if (!r)
 			r = look_at_peer(s, err);
 		now = lm_now_ns();
+		if (!r && s->side == LM_SOURCE && now > s->src.deadline_ns)
+			r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the guest was not saved within --timeout");
 		if (r)
 			return r;
 		progress(w, now - last);

@@ -43,12 +43,7 @@ static int write_all(struct lm_image_writer *w, struct iovec *iov, int n, uint64
 		if (done <= 0)
 			return write_error(w, done < 0 ? -errno : -EIO, err);
 		offset += (uint64_t)done;
-		for (; n && (size_t)done >= iov->iov_len; n--, iov++)
-			done -= (ssize_t)iov->iov_len;
-		if (n) {
-			iov->iov_base = (uint8_t *)iov->iov_base + done;
-			iov->iov_len -= (size_t)done;
-		}
+		lm_image_advance(&iov, &n, (size_t)done);
 	}
 	return 0;
 }
@@ -148,10 +143,7 @@ int lm_image_create(struct lm_image_writer *w, const char *path, const struct lm
 		lm_close_fd(&w->fd);
 		return r;
 	}
-	r = try_direct(w, err);
-	if (r)
-		unlink(w->temporary);
-	return r;
+	return try_direct(w, err); /* on error lm_image_abandon() removes it */
 }
 
 void lm_image_reserve(struct lm_image_writer *w, uint64_t npages)
@@ -319,6 +311,8 @@ int lm_image_abandon(struct lm_image_writer *w, struct lm_error *err)
 	struct lm_image_wire_mark m;
 	int r;
 
+	if (w->fd < 0) /* what lies there is another's */
+		return 0;
 	if (!w->renamed)
 		return unlink(w->temporary) && errno != ENOENT ?
 		       lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot remove %s", w->temporary) : 0;

@@ -295,15 +295,8 @@ int lm_restore_fill(struct lm_session *s, struct lm_error *err)
 
 static int load(struct lm_session *s, struct lm_error *err)
 {
-	int pair[2], r;
+	int r = lm_dest_begin_load(s, err);
 
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
-		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
-	s->dst.state_fd = pair[0];
-	s->dst.load_begun = true;
-	lm_guardian_pause(&s->guardian, LM_NO_DEADLINE);
-	r = lm_vm_state_load(s->vm, pair[1], err);
-	lm_close_fd(&pair[1]);
 	if (!r)
 		r = lm_session_stage(s, "loading", err);
 	if (!r)

@@ -281,6 +281,9 @@ int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct
 	s->ram = *ram;
 	s->pull.pager = pager;
 	s->pull.state = *state;
+	if (!r && mode == LM_MODE_LIVE && !strcmp(state->head->transport, "image"))
+		r = lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "this guest's memory comes from an image, not from another host: "
+			   "`migrate-rdma restore --resume`");
 	s->recovering = true;
 	s->mode = mode;
 	if (pager)

@@ -219,6 +219,8 @@ int lm_dest_accept(struct lm_session *s, int64_t deadline_ns, struct lm_error *e
 int lm_dest_check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err);
 /* A source that is at work pings: it is waited for as long as it does. */
 int lm_dest_next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err);
+/* The VM waits for its device state, which lm_dest_write_state() gives it. */
+int lm_dest_begin_load(struct lm_session *s, struct lm_error *err);
 int lm_dest_write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err);
 int lm_dest_run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err);
 /* The guest will not run here; true: and certainly has not, nor can any more. */

@@ -430,6 +430,49 @@ static void a_save_that_is_cancelled_leaves_the_guest_running(struct rig *rig)
 	assert_ends(save(a, path, NULL), 0);
 }
 
+/* Nothing but the clock ends it: the disk takes as long as it takes. */
+static void a_save_that_takes_too_long_leaves_the_guest_running(struct rig *rig)
+{
+	struct rig_vm *a = rig_vm_start(rig, "A", &small, RIG_RUNS);
+	char path[RIG_PATH_MAX];
+	struct rig_run *r;
+
+	image_path(rig, path);
+	rig_guest_wait_ready(a);
+	r = save(a, path, &(struct rig_run_options){ .fault = "paused:sleep=1500", .args = { "--timeout", "1s" } });
+	assert_ends(r, EXIT_ABORTED);
+	assert_runs_on(a);
+	assert_int_equal(access(path, F_OK), -1);
+}
+
+/* A lazy guest whose engine is gone: `recover` is for another kind, and another image is not its own. */
+static void a_lazy_guest_goes_on_from_its_own_image_only(struct rig *rig)
+{
+	struct rig_run_options lazy = { .fault = "postcopy:kill", .args = { "--paging", "lazy" } };
+	struct rig_run_options again = { .args = { "--resume" } };
+	char path[RIG_PATH_MAX], other[RIG_PATH_MAX];
+	struct rig_vm *b, *c;
+	struct rig_run *r;
+
+	saved(rig, &small, path, NULL);
+	rig_path(rig, other, "other");
+	c = rig_vm_start(rig, "C", &small, RIG_RUNS);
+	rig_guest_wait_ready(c);
+	assert_ends(save(c, other, NULL), 0);
+	b = rig_vm_start(rig, "B", &small, RIG_WAITS);
+	rig_run_wait(restore(b, path, &lazy), 3 * RIG_WAIT_MS);
+	{
+		const char *const argv[] = { "recover", "--json", "--qmp", b->qmp, "--listen", "127.0.0.1:0", NULL };
+
+		r = rig_engine(rig, "recover", argv, NULL);
+	}
+	assert_true(rig_run_wait(r, 3 * RIG_WAIT_MS) == EXIT_REFUSED && rig_log_has(r->proc, "--resume"));
+	r = restore(b, other, &again);
+	assert_true(rig_run_wait(r, 3 * RIG_WAIT_MS) == EXIT_REFUSED && rig_log_has(r->proc, "is not the image"));
+	assert_ends(restore(b, path, &again), 0);
+	rig_guest_assert_well(b);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -453,6 +496,8 @@ int main(int argc, char **argv)
 		RIG_TEST(a_full_disk_leaves_the_guest_and_the_old_image),
 		RIG_TEST(a_file_system_without_o_direct_is_said_and_used),
 		RIG_TEST(a_save_that_is_cancelled_leaves_the_guest_running),
+		RIG_TEST(a_save_that_takes_too_long_leaves_the_guest_running),
+		RIG_TEST(a_lazy_guest_goes_on_from_its_own_image_only),
 	};
 
 	return rig_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));

@@ -334,7 +334,9 @@ static void two_saves_do_not_mix(void **state)
 	(void)state;
 	assert_ok(lm_image_create(&a, path, &ram, &err), err);
 	assert_fails(lm_image_create(&b, path, &ram, &err), -EBUSY, err);
+	assert_ok(lm_image_abandon(&b, &err), err);
 	lm_image_writer_close(&b);
+	assert_int_equal(access(saving, F_OK), 0); /* it is a's */
 	/* The one that was killed has left this. */
 	lm_image_writer_close(&a);
 	assert_ok(lm_image_create(&b, path, &ram, &err), err);
