@@ -473,7 +473,8 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 	else if (r) /* The guest runs here all the same: the source is in doubt, we are not. */
 		lm_session_log(s, LM_LOG_WARN, "the guest runs here, but the source could not be told (%s): it "
 			       "reports `in doubt`; resolve it there with --end-here", e.msg);
-	lm_handover_keep(s);
+	if (!s->pull.armed)
+		lm_handover_keep(s);
 	return 0;
 }
 
@@ -646,8 +647,11 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 		lm_dest_undo(s, err);
 		return r;
 	}
-	if (s->pull.armed)
+	if (s->pull.armed) {
 		r = lm_postcopy_pull(s, err);
+		if (!r)
+			lm_handover_keep(s); /* while pages are missing the VM may not answer */
+	}
 	return r ? r : lm_session_stage(s, "done", err);
 }
 

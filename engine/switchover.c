@@ -226,12 +226,14 @@ static int uncommitted(struct lm_session *s, int r, const struct lm_error *why, 
 /* No answer came: 0 when the locks are this host's again, so that the destination can never run the guest. */
 static int ask_locks(struct lm_session *s, int *r, struct lm_msg *msg, struct lm_error *e, struct lm_error *lock)
 {
-	bool silent = *r == -ETIMEDOUT;
+	/* In post-copy it may be waiting for us with a guest that needs pages: no long questions. */
+	int64_t patience_ns = s->pull.armed ? LM_NS_PER_S : LM_RESUME_TIMEOUT_NS;
+	bool silent = *r == -ETIMEDOUT && !s->pull.armed;
 	int lock_r;
 
 	if (!s->handover.locks.n)
 		return -ENOENT;
-	lock_r = lm_handover_reclaim(s, lm_deadline_after(LM_RESUME_TIMEOUT_NS), lock);
+	lock_r = lm_handover_reclaim(s, lm_deadline_after(patience_ns), lock);
 	/* It has them, and the connection stands: it is about to run the guest, or to give up. */
 	if (lm_locks_final(lock_r) && silent) {
 		lm_err_clear(e);

@@ -151,7 +151,7 @@ static int show(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t size,
 	return r;
 }
 
-static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t size, struct lm_error *err)
+static int check_whole(struct lm_qmp *qmp, int64_t deadline_ns, struct lm_error *err)
 {
 	struct qemu_status st;
 	int r = qemu_status_read(qmp, deadline_ns, &st, err);
@@ -161,6 +161,14 @@ static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t s
 			      "this QEMU has not received the whole guest (incoming migration: %s): it cannot "
 			      "run here",
 			      st.migration);
+	return r;
+}
+
+static int run_here(struct lm_qmp *qmp, int64_t deadline_ns, char *ret, size_t size, struct lm_error *err)
+{
+	struct qemu_status st;
+	int r = check_whole(qmp, deadline_ns, err);
+
 	if (!r)
 		r = qemu_settle(qmp, deadline_ns, &st, err);
 	if (!r && !st.running)
@@ -242,17 +250,26 @@ static int auto_here(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns
 	return r ? r : run_here(qmp, deadline_ns, ret, size, err);
 }
 
+static bool is_source(const struct qemu_status *st)
+{
+	return !strcmp(st->run, "postmigrate") || !strcmp(st->run, "finish-migrate");
+}
+
 /* Where the lock is this host's, or can be again, the guest may be nowhere else. */
-static int check_end(struct lm_locks *l, int64_t deadline_ns, struct lm_error *err)
+static int check_end(struct lm_qmp *qmp, struct lm_locks *l, int64_t deadline_ns, struct lm_error *err)
 {
 	struct lm_lock_info info = { 0 };
+	struct qemu_status st = { 0 };
 	int r = lm_lock_query(l->lock[0], &info, deadline_ns, err);
 
-	if (!r && (info.state == LM_LOCK_HELD_HERE ||
-		   (info.state == LM_LOCK_IN_HANDOVER && !strcmp(info.holder, l->lock[0]->host))))
+	if (!r)
+		r = qemu_status_read(qmp, deadline_ns, &st, err);
+	/* Offered: a source can have it again, and then has the only guest there is. */
+	if (!r && (info.state == LM_LOCK_HELD_HERE || (info.state == LM_LOCK_IN_HANDOVER && is_source(&st))))
 		r = lm_err(err, -EPERM, LM_SCOPE_OPERATION,
 			   "this host holds the storage lock %.200s: the guest can run nowhere else, and would be lost. Run it "
-			   "here (--auto), or release the lock first", l->lock[0]->uri);
+			   "here (--auto); to give it up all the same, end process %d, then release the lock",
+			   l->lock[0]->uri, (int)lm_qmp_peer_pid(qmp));
 	return r;
 }
 
@@ -263,10 +280,13 @@ static int resolve_locked(struct lm_qmp *qmp, enum lm_resolve what, struct lm_lo
 
 	if (what == LM_RESOLVE_AUTO)
 		return auto_here(qmp, l, deadline_ns, ret, size, err);
-	if (what == LM_RESOLVE_RUN_HERE)
-		return locks_own(qmp, l, deadline_ns, err);
+	if (what == LM_RESOLVE_RUN_HERE) {
+		int r = check_whole(qmp, deadline_ns, err); /* else the host that can run it would be kept out */
+
+		return r ? r : locks_own(qmp, l, deadline_ns, err);
+	}
 	if (what == LM_RESOLVE_END_HERE)
-		return check_end(l, deadline_ns, err);
+		return check_end(qmp, l, deadline_ns, err);
 	return 0;
 }
 

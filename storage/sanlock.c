@@ -182,7 +182,11 @@ static int proof(struct san *s, struct lm_error *err)
 	struct on_disk d;
 	int r = look(s, &d, err);
 
-	if (!r && d.owner != s->self)
+	if (r || d.owner != s->self)
+		s->have = false; /* the next one asks again, and begins with the disk */
+	if (!r && !d.owner)
+		r = lm_err(err, -EAGAIN, LM_SCOPE_OPERATION, "the lease shows no owner yet");
+	else if (!r && d.owner != s->self)
 		r = lm_err(err, -EBUSY, LM_SCOPE_OPERATION, "the lease shows host %llu as its owner",
 			   (unsigned long long)d.owner);
 	if (!r)
@@ -245,10 +249,8 @@ static int release_as(struct san *s, const char *new_name, struct lm_error *err)
 	two[0] = &old.r;
 	two[1] = &renamed.r;
 	rv = sanlock_release(s->sock, -1, SANLK_REL_RENAME, 2, two);
-	if (rv < 0)
-		return failed(rv, "releasing the lease", err);
-	s->have = false;
-	return 0;
+	s->have = false; /* also when the disk did not answer in time: the daemon goes on releasing by itself */
+	return rv < 0 ? failed(rv, "releasing the lease", err) : 0;
 }
 
 /*

@@ -2,8 +2,9 @@
 /*
  * A whole destination session, with a VM that is none, against a source that sends
  * anything on its control connection.  After OPENED the lanes are connected as a
- * right source would, so that the later states are reached.  Invariant: the guest
- * runs only when COMMIT was the last of the messages, in a legal order.  Its pager
+ * right source would, so that the later states are reached.  A script that begins with
+ * FUZZ_LOCKED meets a destination with a storage lock.  Invariant: the guest
+ * runs only when it holds that lock, and COMMIT was the last of the messages, in a legal order.  Its pager
  * watches nothing: what matters is which message is taken when.
  */
 #include <assert.h>
@@ -14,12 +15,14 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 #include "clock.h"
+#include "fakelock.h"
 #include "fakevm.h"
 #include "fuzz.h"
 #include "session.h"
 #include "transport_tcp_wire.h"
 
 #define LANES_MAX 4
+#define FUZZ_LOCKED 2
 
 struct world {
 	struct fakevm_state *vm;
@@ -105,8 +108,20 @@ static struct lm_vm *vm_new(struct fakevm_state *st)
 	return vm;
 }
 
-static void world_open(struct world *w)
+/* As host-a would have left it for us. */
+static void lock_offered(void)
 {
+	struct fakelock_record *rec = &fakelock_reset()->lock[0];
+
+	rec->state = FAKE_OFFERED;
+	rec->epoch = 7;
+	strcpy(rec->owner, "host-a");
+	strcpy(rec->next, "host-b");
+}
+
+static void world_open(struct world *w, bool locked)
+{
+	static const char *const uri[] = { "fake:0" };
 	static const struct fakevm_config config = { .nregions = 1, .region_bytes = { 16 << 12 } };
 	struct lm_options *o = malloc(sizeof(*o));
 	struct lm_error err;
@@ -121,6 +136,10 @@ static void world_open(struct world *w)
 	o->peer_timeout_ns = 20 * LM_NS_PER_MS;
 	o->qmp_timeout_ns = 20 * LM_NS_PER_MS;
 	o->recover_timeout_ns = LM_NS_PER_MS;
+	o->locks = uri;
+	o->nlocks = locked;
+	o->lock_host = "host-b";
+	lock_offered();
 	if (lm_session_new(o, LM_DEST, vm_new(w->vm), eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), &w->dest, &err))
 		abort();
 	if (lm_stream_connect(lm_session_address(w->dest), false, lm_deadline_after(LM_NS_PER_S), -1, &w->control, &err))
@@ -270,7 +289,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!size || size > 16384)
 		return 0;
 	runtime_make();
-	world_open(&w);
+	world_open(&w, data[0] == FUZZ_LOCKED);
 	pthread_create(&t, NULL, dest_main, w.dest);
 	if (data[0] == FUZZ_RAW)
 		fuzz_send(lm_stream_fd(w.control), data + 1, size - 1);
@@ -280,6 +299,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	pthread_join(t, NULL);
 	assert(data[0] == FUZZ_RAW || may_run || !atomic_load(&w.vm->running));
 	assert(!(atomic_load(&w.vm->running) && atomic_load(&w.vm->ended)));
+	assert(data[0] != FUZZ_LOCKED || !atomic_load(&w.vm->running) || fakelock_owns("host-b", 1));
 	world_close(&w);
 	state_remove();
 	return 0;

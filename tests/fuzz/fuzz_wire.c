@@ -37,6 +37,7 @@ static void open_message(const uint8_t *p, size_t len)
 
 	if (lm_wire_get_open(p, len, &a, &err))
 		return;
+	assert(a.nlocks <= LM_LOCKS_MAX);
 	assert(a.nregions && a.nregions <= LM_REGIONS_MAX && a.nlanes && a.nlanes <= LM_LANES_MAX);
 	assert(!lm_wire_get_open(buf, lm_wire_put_open(buf, &a), &b, &err));
 	assert(!memcmp(&a, &b, sizeof(a)));
@@ -118,6 +119,19 @@ static void missing(const uint8_t *p, size_t len)
 		       s.duration_ns >= 0);
 }
 
+static void locks(const uint8_t *p, size_t len)
+{
+	static struct lm_lock_notes notes;
+	struct lm_lock_note note;
+
+	if (lm_wire_get_locks(p, len, 2, &notes, &err))
+		return;
+	assert(notes.n == 2);
+	for (unsigned i = 0; i < notes.n; i++)
+		if (!lm_lock_note_get(notes.note[i], &note, &err))
+			assert(lm_lock_name_valid(note.host) && lm_lock_name_valid(note.scheme));
+}
+
 static void abort_message(const uint8_t *p, size_t len)
 {
 	char text[40];
@@ -133,7 +147,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static void (*const decoders[])(const uint8_t *p, size_t len) = {
 		header, hello, open_message, opened, ready, resident, small, abort_message,
-		left, postcopy_opened, missing,
+		left, postcopy_opened, missing, locks,
 	};
 	uint8_t *copy;
 

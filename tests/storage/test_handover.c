@@ -19,18 +19,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "clock.h"
-#include "lock_contract.h"
-#include "rig.h"
+#include "trip.h"
 #ifdef HAVE_LIBISCSI
 #include "tgt.h"
 #endif
 
 #define ROUNDS 20
-#define ENGINE_MS 40000
 #define OUTSIDER 2 /* the third host */
-
-static const struct world *world;
-static const char *const hosts[] = { "host-a", "host-b", "host-c" };
 
 /* ---- a host without the lock ---- */
 
@@ -94,153 +89,6 @@ static void outsider_end(struct outsider *o, uint64_t min_tries)
 	munmap(o->seen, sizeof(*o->seen));
 }
 
-/* ---- migrations between the two others ---- */
-
-struct trip {
-	struct rig *rig;
-	char uri[LM_LOCK_URI_MAX];
-	struct rig_config config;
-	char disk[128], drive[200];
-	struct rig_vm *vm;  /* where the guest is */
-	unsigned host, n;   /* and whose it is; VMs made so far */
-	struct rig_run *send, *receive;
-	int send_code, receive_code;
-};
-
-/* What the guest has for a disk: beside the lease, or the file behind the LUN. */
-static void disk_make(struct trip *t)
-{
-#ifdef HAVE_LIBISCSI
-	if (world == &scsi_world)
-		snprintf(t->disk, sizeof(t->disk), "%s", tgt_file());
-#endif
-	if (!*t->disk) {
-		FILE *f;
-
-		snprintf(t->disk, sizeof(t->disk), "%s/disk", rig_dir(t->rig));
-		f = fopen(t->disk, "we");
-		assert_non_null(f);
-		assert_int_equal(ftruncate(fileno(f), 4 << 20), 0);
-		fclose(f);
-	}
-	snprintf(t->drive, sizeof(t->drive), "file=%s,format=raw,if=none,id=d0,cache=none", t->disk);
-}
-
-static struct rig_vm *next_vm(struct trip *t, enum rig_role role)
-{
-	char name[8];
-
-	snprintf(name, sizeof(name), "v%u", t->n++);
-	return rig_vm_start(t->rig, name, &t->config, role);
-}
-
-static void trip_start(struct trip *t, struct rig *rig)
-{
-	memset(t, 0, sizeof(*t));
-	t->rig = rig;
-	world->fresh(t->uri);
-	disk_make(t);
-	t->config = (struct rig_config){ .mb = 64, .append = "mb=8 rate=1000",
-					 .extra = { "-drive", t->drive, "-device", "virtio-blk-pci,drive=d0" } };
-	t->vm = next_vm(t, RIG_RUNS);
-	rig_guest_wait_ready(t->vm);
-}
-
-static void begin(struct trip *t, struct rig_vm *to, const char *source_fault, const char *dest_fault)
-{
-	struct rig_run_options at_source = { .fault = source_fault, .args = { "--host", hosts[t->host], "--lock", t->uri,
-			"--peer-timeout", "2s", "--max-pause", "8s" } };
-	struct rig_run_options at_dest = { .fault = dest_fault, .args = { "--host", hosts[!t->host], "--lock", t->uri,
-			"--peer-timeout", "2s" } };
-
-	world->enter(!t->host); /* the environment is the engine's */
-	t->receive = rig_receive(to, &at_dest);
-	world->enter(t->host);
-	t->send = rig_send(t->vm, t->receive->address, &at_source);
-}
-
-/* They come to us when their engine has gone; the outsider and the backend's daemons are ours, too. */
-static void guardians_end(void)
-{
-	int64_t limit = rig_now_ms() + ENGINE_MS;
-	pid_t pid;
-
-	while ((pid = rig_child_of(getpid(), "migrate-guard"))) {
-		waitpid(pid, NULL, WNOHANG);
-		if (rig_now_ms() > limit)
-			fail_msg("a guardian does not end");
-		rig_sleep_ms(10);
-	}
-}
-
-static void end(struct trip *t)
-{
-	t->send_code = rig_run_wait(t->send, ENGINE_MS);
-	t->receive_code = rig_run_wait(t->receive, ENGINE_MS);
-	guardians_end();
-}
-
-static void assert_moved(const struct trip *t)
-{
-	if (t->send_code || t->receive_code)
-		fail_msg("send ended with %d (%s), receive with %d (%s)", t->send_code, rig_run_outcome(t->send),
-			 t->receive_code, rig_run_outcome(t->receive));
-}
-
-static void arrived(struct trip *t, struct rig_vm *to)
-{
-	rig_vm_end(t->vm);
-	t->vm = to;
-	t->host = !t->host;
-}
-
-struct ask {
-	const char *host, *uri;
-	unsigned index;
-	enum lm_lock_what what;
-	struct lm_lock_info info;
-	int r;
-};
-
-/* In a process of that host: sanlock's library remembers whose daemon it talked to first. */
-static struct lm_lock_info ask(const struct trip *t, unsigned host, enum lm_lock_what what, int *ret)
-{
-	struct ask *a = mmap(NULL, sizeof(*a), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	struct lm_lock_info info;
-	pid_t pid;
-	int status;
-
-	assert_true(a != MAP_FAILED);
-	pid = fork();
-	if (!pid) {
-		struct lm_error err;
-
-		world->enter(host);
-		a->r = lm_lock_run(t->uri, hosts[host], what, 0, &a->info, &err);
-		_exit(0);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	info = a->info;
-	*ret = a->r;
-	munmap(a, sizeof(*a));
-	return info;
-}
-
-/* The guest runs where it is said to, and that host holds the lock. */
-static void assert_here(const struct trip *t)
-{
-	int r;
-	struct lm_lock_info info = ask(t, t->host, LM_LOCK_SHOW, &r);
-
-	assert_int_equal(r, 0);
-	if (info.state != LM_LOCK_HELD_HERE)
-		fail_msg("the guest is at %s, but the lock is %s: %s", hosts[t->host], lm_lock_state_name(info.state),
-			 info.text);
-	assert_true(rig_vm_running(t->vm));
-	ask(t, !t->host, LM_LOCK_ACQUIRE, &r);
-	assert_int_equal(r, -EBUSY);
-}
-
 static void there_and_back_a_third_host_never_gets_at_the_storage(struct rig *rig)
 {
 	struct outsider o;
@@ -248,20 +96,23 @@ static void there_and_back_a_third_host_never_gets_at_the_storage(struct rig *ri
 	int r;
 
 	trip_start(&t, rig);
-	ask(&t, 0, LM_LOCK_ACQUIRE, &r);
+	trip_ask(&t, 0, LM_LOCK_ACQUIRE, &r);
 	assert_int_equal(r, 0);
 	outsider_start(&o, t.uri);
 	for (unsigned i = 0; i < ROUNDS; i++) {
-		struct rig_vm *to = next_vm(&t, RIG_WAITS);
+		struct rig_vm *to = trip_next_vm(&t, RIG_WAITS);
 
-		begin(&t, to, NULL, NULL);
-		end(&t);
-		assert_moved(&t);
+		trip_begin(&t, to, NULL, NULL);
+		trip_end(&t);
+		trip_assert_moved(&t);
 		assert_true(rig_summary_int(t.send, "blackout.lock_ns") > 0);
-		arrived(&t, to);
+		trip_arrived(&t, to);
 	}
 	outsider_end(&o, ROUNDS);
-	assert_here(&t);
+	trip_assert_here(&t);
+	/* No engine is left: it is QEMU that shows that the holder lives. */
+	if (world->sees_life)
+		assert_true(trip_ask(&t, t.host, LM_LOCK_SHOW, &r).in_use);
 	rig_guest_assert_well(t.vm);
 }
 
@@ -269,17 +120,17 @@ static void there_and_back_a_third_host_never_gets_at_the_storage(struct rig *ri
 
 static void strike(struct trip *t, const char *source_fault, const char *dest_fault, struct rig_vm **ret_to)
 {
-	*ret_to = next_vm(t, RIG_WAITS);
-	begin(t, *ret_to, source_fault, dest_fault);
+	*ret_to = trip_next_vm(t, RIG_WAITS);
+	trip_begin(t, *ret_to, source_fault, dest_fault);
 }
 
 static void settle(struct trip *t, struct rig_vm *to)
 {
-	end(t);
+	trip_end(t);
 	assert_false(rig_vm_running(t->vm) && rig_vm_running(to));
 	if (rig_vm_running(to))
-		arrived(t, to);
-	assert_here(t);
+		trip_arrived(t, to);
+	trip_assert_here(t);
 	rig_guest_assert_well(t->vm);
 }
 
@@ -316,7 +167,7 @@ static void a_slow_destination_loses_to_the_source(struct rig *rig)
 	int r;
 
 	trip_start(&t, rig);
-	ask(&t, 0, LM_LOCK_ACQUIRE, &r);
+	trip_ask(&t, 0, LM_LOCK_ACQUIRE, &r);
 	assert_int_equal(r, 0);
 	outsider_start(&o, t.uri);
 	strike(&t, NULL, "taking:sleep=4000", &to);
@@ -348,6 +199,132 @@ static void the_destination_leaves_the_disk_alone_until_it_has_the_lock(struct r
 	text = rig_read_file(after);
 	assert_true(atoi(text) > 0);
 	free(text);
+}
+
+/* ---- nobody is left to decide: the lock is ---- */
+
+static int resolve(const struct trip *t, struct rig_vm *vm, unsigned host, const char *what)
+{
+	const char *const argv[] = { "resolve", "--qmp", vm->qmp, what, "--yes", "--host", hosts[host], "--lock", t->uri, NULL };
+
+	world->enter(host);
+	return rig_run_wait(rig_engine(t->rig, "resolve", argv, NULL), ENGINE_MS);
+}
+
+static void a_source_without_engine_and_guardian_is_resolved(struct rig *rig)
+{
+	struct rig_vm *to;
+	struct trip t;
+
+	trip_start(&t, rig);
+	t.breaks = "guardian";
+	strike(&t, "offered:kill", NULL, &to);
+	trip_end(&t);
+	assert_false(rig_vm_running(t.vm));
+	assert_int_equal(resolve(&t, t.vm, 0, "--end-here"), 2); /* the guest is nowhere else */
+	assert_int_equal(resolve(&t, t.vm, 0, "--auto"), 0);
+	trip_assert_here(&t);
+	rig_guest_assert_well(t.vm);
+}
+
+static void a_destination_without_engine_and_guardian_is_resolved(struct rig *rig)
+{
+	struct rig_vm *to, *from;
+	struct trip t;
+
+	trip_start(&t, rig);
+	t.breaks = "guardian";
+	strike(&t, NULL, "taken:kill", &to);
+	trip_end(&t);
+	assert_int_equal(t.send_code, 6);
+	assert_false(rig_vm_running(t.vm) || rig_vm_running(to));
+	assert_int_equal(resolve(&t, t.vm, 0, "--auto"), 2);
+	assert_int_equal(resolve(&t, t.vm, 0, "--run-here"), 2);
+	assert_false(rig_vm_running(t.vm));
+	assert_int_equal(resolve(&t, to, 1, "--auto"), 0);
+	assert_true(rig_vm_running(to));
+	from = t.vm;
+	assert_int_equal(resolve(&t, from, 0, "--end-here"), 0);
+	assert_true(rig_proc_ended(from->proc, RIG_WAIT_MS));
+	trip_arrived(&t, to);
+	trip_assert_here(&t);
+	rig_guest_assert_well(to);
+}
+
+static void a_guest_whose_lock_another_host_has_stays_as_it_is(struct rig *rig)
+{
+	struct rig_vm *to;
+	struct trip t;
+	int r;
+
+	trip_start(&t, rig);
+	trip_ask(&t, OUTSIDER, LM_LOCK_ACQUIRE, &r);
+	assert_int_equal(r, 0);
+	strike(&t, NULL, NULL, &to);
+	assert_int_equal(rig_run_wait(t.send, ENGINE_MS), 2);
+	rig_proc_kill(t.receive->proc, SIGINT);
+	rig_run_wait(t.receive, ENGINE_MS);
+	assert_true(rig_vm_running(t.vm));
+	assert_int_equal(rig_longest_pause_us(t.vm), 0);
+}
+
+/* Teeth: an abort that does not take the lock back leaves a guest that the other host may outrun. */
+static void without_reclaiming_the_source_runs_a_guest_that_is_offered(struct rig *rig)
+{
+	struct rig_vm *to;
+	struct trip t;
+	int r;
+
+	if (!world->names_next)
+		rig_skip(rig, "this storage does not show an offer");
+	trip_start(&t, rig);
+	t.breaks = "lock-reclaim";
+	strike(&t, "offered:error", NULL, &to);
+	trip_end(&t);
+	assert_true(rig_vm_running(t.vm));
+	assert_int_equal(trip_ask(&t, 0, LM_LOCK_SHOW, &r).state, LM_LOCK_IN_HANDOVER);
+}
+
+static void a_guest_that_is_not_whole_takes_no_lock(struct rig *rig)
+{
+	struct lm_lock_info info;
+	struct rig_vm *to;
+	struct trip t;
+	int r;
+
+	trip_start(&t, rig);
+	to = trip_next_vm(&t, RIG_WAITS);
+	trip_ask(&t, 0, LM_LOCK_ACQUIRE, &r);
+	trip_ask(&t, 0, LM_LOCK_RELEASE, &r);
+	assert_int_equal(r, 0);
+	assert_int_equal(resolve(&t, to, 1, "--run-here"), 3);
+	assert_int_equal(resolve(&t, to, 1, "--auto"), 0); /* says how it is */
+	info = trip_ask(&t, 0, LM_LOCK_SHOW, &r);
+	assert_int_equal(info.state, LM_LOCK_FREE);
+}
+
+/* ---- post-copy ---- */
+
+static void in_post_copy_the_lock_decides_as_well(struct rig *rig)
+{
+	static const struct { const char *dest; unsigned host; } cases[] = {
+		{ NULL, 1 }, { "taking:error", 0 }, { "taken:error", 0 }, { "taking:sleep=4000", 0 },
+	};
+
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct rig_vm *to;
+		struct trip t;
+
+		trip_start(&t, rig);
+		t.postcopy = true;
+		strike(&t, NULL, cases[i].dest, &to);
+		settle(&t, to);
+		if (t.host != cases[i].host)
+			fail_msg("case %u: the guest is at %s", i, hosts[t.host]);
+		rig_vm_end(t.vm);
+		if (to != t.vm)
+			rig_vm_end(to);
+	}
 }
 
 #ifdef HAVE_LIBISCSI
@@ -415,24 +392,6 @@ static void unit_attentions_do_not_disturb(struct rig *rig)
 }
 #endif
 
-static const struct world *world_find(const char *name)
-{
-	const struct world *all[] = {
-		&lease_world,
-#ifdef HAVE_LIBISCSI
-		&scsi_world,
-#endif
-#ifdef HAVE_SANLOCK
-		&sanlock_world,
-#endif
-	};
-
-	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-		if (!strcmp(all[i]->name, name))
-			return all[i];
-	return NULL;
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -440,24 +399,18 @@ int main(int argc, char **argv)
 		RIG_TEST(killed_engines_leave_one_owner),
 		RIG_TEST(a_slow_destination_loses_to_the_source),
 		RIG_TEST(the_destination_leaves_the_disk_alone_until_it_has_the_lock),
+		RIG_TEST(a_source_without_engine_and_guardian_is_resolved),
+		RIG_TEST(a_destination_without_engine_and_guardian_is_resolved),
+		RIG_TEST(a_guest_whose_lock_another_host_has_stays_as_it_is),
+		RIG_TEST(without_reclaiming_the_source_runs_a_guest_that_is_offered),
+		RIG_TEST(a_guest_that_is_not_whole_takes_no_lock),
+		RIG_TEST(in_post_copy_the_lock_decides_as_well),
 #ifdef HAVE_LIBISCSI
 		RIG_TEST(a_path_that_dies_in_the_hand_over_is_done_without),
 		RIG_TEST(a_target_that_restarts_leaves_one_owner),
 		RIG_TEST(unit_attentions_do_not_disturb),
 #endif
 	};
-	char why[256] = "no such backend here";
-	int rc;
 
-	world = argc > 1 ? world_find(argv[1]) : NULL;
-	if (!world || !world->start(why, sizeof(why))) {
-		printf("SKIP: %s\n", why);
-		if (world)
-			world->stop();
-		return 77;
-	}
-	argv[1] = argv[0];
-	rc = rig_main(argc - 1, argv + 1, tests, sizeof(tests) / sizeof(tests[0]));
-	world->stop();
-	return rc;
+	return trip_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
 }

@@ -57,7 +57,8 @@ static int setup(void **state)
 static const struct lm_guardian_locks *locks;
 static struct lm_lock_notes notes;
 
-enum step { IDLE, PAUSE, PAUSE_OFFER, PAUSE_OFFER_COMMIT, PAUSE_COMMIT, PAUSE_COMMIT_RUN, PAUSE_IDLE, COMMIT_UNCOMMIT, STOP };
+enum step { IDLE, PAUSE, PAUSE_OFFER, PAUSE_OFFER_COMMIT, PAUSE_COMMIT,
+	    PAUSE_COMMIT_RUN, PAUSE_IDLE, COMMIT_UNCOMMIT, STOP };
 
 /* What the engine does before it says that it is ready, and then waits to be killed. */
 static void engine_steps(struct lm_guardian *g, enum step step, int64_t pause_ns)

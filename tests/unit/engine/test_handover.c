@@ -278,8 +278,8 @@ static void silence_after_commit_is_ended_by_the_lock(void **state)
 	struct pair *p = pair_new();
 
 	(void)state;
-	p->src_opt.peer_timeout_ns = 300 * LM_NS_PER_MS;
-	pair_run(p, "taking:sleep=1200", NULL);
+	p->src_opt.peer_timeout_ns = 700 * LM_NS_PER_MS;
+	pair_run(p, "taking:sleep=2000", NULL);
 	assert_int_equal(outcome(p), LM_OUTCOME_ABORTED);
 	assert_non_null(strstr(p->src_err.msg, "never runs the guest"));
 	assert_int_equal(p->dst_ret, -ESTALE); /* it woke up, and was too late */
@@ -293,8 +293,8 @@ static void a_destination_that_has_the_locks_is_waited_for(void **state)
 	struct pair *p = pair_new();
 
 	(void)state;
-	p->src_opt.peer_timeout_ns = 400 * LM_NS_PER_MS;
-	pair_run(p, "taken:sleep=600", NULL);
+	p->src_opt.peer_timeout_ns = 900 * LM_NS_PER_MS;
+	pair_run(p, "taken:sleep=1300", NULL);
 	assert_int_equal(outcome(p), LM_OUTCOME_COMPLETED);
 	assert_at(p, 'b');
 	pair_free(p);
@@ -305,8 +305,8 @@ static void a_destination_that_has_the_locks_and_is_silent_keeps_the_guest(void 
 	struct pair *p = pair_new();
 
 	(void)state;
-	p->src_opt.peer_timeout_ns = 200 * LM_NS_PER_MS;
-	pair_run(p, "resumed:sleep=1500", NULL);
+	p->src_opt.peer_timeout_ns = 700 * LM_NS_PER_MS;
+	pair_run(p, "resumed:sleep=2500", NULL);
 	assert_int_equal(outcome(p), LM_OUTCOME_IN_DOUBT);
 	assert_non_null(strstr(p->src_err.msg, "the destination has the storage lock"));
 	assert_at(p, 'b');

@@ -189,7 +189,9 @@ static void verify_and_a_paused_guest_are_carried(void **state)
 	open_fill(&o, 1);
 	o.info.running = false;
 	o.verify = true;
+	o.nlocks = LM_LOCKS_MAX;
 	assert_ok(lm_wire_get_open(buf, lm_wire_put_open(buf, &o), &got, &err), err);
+	assert_int_equal(got.nlocks, LM_LOCKS_MAX);
 	assert_false(got.info.running);
 	assert_true(got.verify);
 }
@@ -227,6 +229,8 @@ static void impossible_numbers_in_open_are_refused(void **state)
 	refused(o->nlanes, lm_le32(UINT32_MAX));
 	refused(o->flags, lm_le32(4));
 	refused(o->flags, lm_le32(0x80000001));
+	refused(o->flags, lm_le32((LM_LOCKS_MAX + 1) << LM_OPEN_LOCKS_SHIFT));
+	refused(o->flags, lm_le32(0x10001)); /* the bit above the number of locks */
 	refused(r[1].size, lm_le64(0));
 	refused(r[1].size, lm_le64((2 << 20) + 4096)); /* no multiple of its page size */
 	refused(r[0].size, lm_le64(4097));
@@ -462,6 +466,23 @@ static void durations_are_never_negative(void **state)
 	t[0].load_ns = lm_le64(0);
 	t[0].resume_ns = lm_le64(UINT64_MAX);
 	assert_fails(lm_wire_get_times(t, sizeof(t[0]), &load, &resume, &err), -EPROTO, err);
+}
+
+static void notes_come_in_the_number_of_locks(void **state)
+{
+	static uint8_t in[(LM_LOCKS_MAX + 2) * LM_LOCK_NOTE_SIZE];
+	static struct lm_lock_notes out;
+
+	(void)state;
+	memset(in, 7, sizeof(in));
+	assert_ok(lm_wire_get_locks(in, 3 * LM_LOCK_NOTE_SIZE, 3, &out, &err), err);
+	assert_int_equal(out.n, 3);
+	assert_memory_equal(out.note, in, 3 * LM_LOCK_NOTE_SIZE);
+	assert_fails(lm_wire_get_locks(in, 0, 0, &out, &err), -EPROTO, err);
+	assert_fails(lm_wire_get_locks(in, 2 * LM_LOCK_NOTE_SIZE, 3, &out, &err), -EPROTO, err);
+	assert_fails(lm_wire_get_locks(in, 4 * LM_LOCK_NOTE_SIZE, 3, &out, &err), -EPROTO, err);
+	assert_fails(lm_wire_get_locks(in, 3 * LM_LOCK_NOTE_SIZE - 1, 3, &out, &err), -EPROTO, err);
+	assert_fails(lm_wire_get_locks(in, sizeof(in), LM_LOCKS_MAX + 2, &out, &err), -EPROTO, err);
 }
 
 static void abort_carries_its_reason(void **state)
@@ -783,6 +804,7 @@ int main(void)
 		cmocka_unit_test(counts_that_do_not_fit_the_resident_message_are_refused),
 		cmocka_unit_test(saved_is_taken_at_its_length_only),
 		cmocka_unit_test(durations_are_never_negative),
+		cmocka_unit_test(notes_come_in_the_number_of_locks),
 		cmocka_unit_test(abort_carries_its_reason),
 		cmocka_unit_test(a_long_abort_is_cut_to_the_readers_room),
 		cmocka_unit_test(an_abort_code_is_always_an_error),

@@ -4,7 +4,7 @@
 #include "unit.h"
 #include "options.h"
 
-#define MAX_WORDS 16
+#define MAX_WORDS 32
 
 /* Parses a line split at blanks; the words live as long as the program. */
 static int parse(const char *line, struct cli_settings *settings, struct lm_error *err)
@@ -119,6 +119,25 @@ static void recover_tells_its_sides_apart(void **state)
 }
 
 /* What the tables cannot say: the subcommands do, and do nothing else then. */
+static void locks_keep_their_order(void **state)
+{
+	char line[400] = "send --qmp q --to h:1 --host me";
+	struct cli_settings s;
+	struct lm_error err;
+
+	(void)state;
+	parse_ok("receive --listen h:1 --qmp q --lock scsi-pr:/dev/x --lock lease:/b", &s);
+	assert_int_equal(s.lm.nlocks, 2);
+	assert_string_equal(s.lm.locks[0], "scsi-pr:/dev/x");
+	assert_string_equal(s.lm.locks[1], "lease:/b");
+	assert_null(s.lm.lock_host);
+	for (unsigned i = 0; i <= LM_LOCKS_MAX; i++)
+		snprintf(line + strlen(line), sizeof(line) - strlen(line), " --lock=lease:/%u", i);
+	assert_int_equal(parse(line, &s, &err), -EINVAL);
+	assert_non_null(strstr(err.msg, "at most 16"));
+	assert_string_equal(s.lm.lock_host, "me");
+}
+
 static void what_excludes_each_other_is_refused(void **state)
 {
 	static const char *const lines[] = {
@@ -128,6 +147,8 @@ static void what_excludes_each_other_is_refused(void **state)
 		"recover --qmp q --to h:1 --listen h:1", "recover --pid 7 --to h:1 --quit-source",
 		"recover --qmp q --listen h:1 --quit-source",
 		"postcopy", "postcopy --qmp q --pid 7",
+		"resolve --qmp q --auto", "resolve --qmp q --auto --run-here --lock lease:/x",
+		"resolve --qmp q --end-here --run-here",
 	};
 
 	(void)state;
@@ -207,6 +228,10 @@ static void bad_input_is_answered_with_what_to_write(void **state)
 		{ "recover --qmp q --to h", "ADDRESS:PORT" },
 		{ "postcopy --qmp q now", "one word too many" },
 		{ "version --json", "no option --json" },
+		{ "send --lock /dev/sda", "must begin with lease:, scsi-pr:, sanlock:" },
+		{ "send --lock lease", "must begin with" },
+		{ "receive --lock lease:/a --lock lease:/b --lock lease:/a", "'lease:/a' is given twice" },
+		{ "send --host=", "it is empty" },
 	};
 
 	(void)state;
@@ -266,6 +291,7 @@ int main(void)
 		cmocka_unit_test(every_option_of_send_arrives),
 		cmocka_unit_test(post_copy_is_hybrid_unless_something_else_is_said),
 		cmocka_unit_test(recover_tells_its_sides_apart),
+		cmocka_unit_test(locks_keep_their_order),
 		cmocka_unit_test(what_excludes_each_other_is_refused),
 		cmocka_unit_test(the_words_after_the_dashes_are_the_command),
 		cmocka_unit_test(bad_input_is_answered_with_what_to_write),
