@@ -217,7 +217,7 @@ static int check_region(const struct lm_region *mine, const struct lm_open_regio
 	return 0;
 }
 
-static int check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err)
+int lm_dest_check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err)
 {
 	int r = check_vm(s, o, err);
 
@@ -353,7 +353,7 @@ static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm
 	int r = lm_wire_get_open(msg->payload, msg->len, o, err);
 
 	if (!r)
-		r = check_open(s, o, err);
+		r = lm_dest_check_open(s, o, err);
 	if (!r)
 		r = lm_ram_map(&s->ram, true, err);
 	if (!r)
@@ -383,9 +383,23 @@ static int handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm
 
 /* ---- switchover ---- */
 
-static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+int lm_dest_begin_load(struct lm_session *s, struct lm_error *err)
 {
 	int pair[2], r;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
+		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
+	s->dst.state_fd = pair[0];
+	s->dst.load_begun = true;
+	lm_guardian_pause(&s->guardian, LM_NO_DEADLINE);
+	r = lm_vm_state_load(s->vm, pair[1], err);
+	lm_close_fd(&pair[1]);
+	return r;
+}
+
+static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	int r;
 
 	if (msg->len)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: PREPARE length");
@@ -395,13 +409,7 @@ static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct
 		r = lm_session_stage(s, "prepare", err);
 	if (r)
 		return r;
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
-		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
-	s->dst.state_fd = pair[0];
-	s->dst.load_begun = true;
-	lm_guardian_pause(&s->guardian, LM_NO_DEADLINE);
-	r = lm_vm_state_load(s->vm, pair[1], err);
-	lm_close_fd(&pair[1]);
+	r = lm_dest_begin_load(s, err);
 	if (!r)
 		r = lm_session_stage(s, "prepared", err);
 	if (r)
@@ -409,7 +417,7 @@ static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct
 	return lm_control_send(&s->control, LM_MSG_PREPARED, NULL, 0, lm_session_peer_deadline(s), err);
 }
 
-static int write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err)
+int lm_dest_write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err)
 {
 	int64_t deadline = lm_session_vm_deadline(s);
 
@@ -439,7 +447,7 @@ static int handle_state(struct lm_session *s, const struct lm_msg *msg, struct l
 	if (!s->dst.state_bytes && lm_session_stage(s, "loading", err))
 		return err->code;
 	s->dst.state_bytes += msg->len;
-	return write_state(s, msg->payload, msg->len, err);
+	return lm_dest_write_state(s, msg->payload, msg->len, err);
 }
 
 static int check_saved(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
@@ -508,7 +516,7 @@ static int check_vm_lives(const struct lm_session *s, struct lm_error *err)
 	return poll(&p, 1, 0) > 0 ? lm_err(err, -ESRCH, LM_SCOPE_VM, "the destination's QEMU has exited") : 0;
 }
 
-static int run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err)
+int lm_dest_run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err)
 {
 	int r = lm_session_stage(s, "fenced", err);
 
@@ -548,7 +556,7 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 	if (!lm_broken("lock-take"))
 		r = lm_handover_take(s, err);
 	if (!r)
-		r = run_guest(s, run, &times, err);
+		r = lm_dest_run_guest(s, run, &times, err);
 	if (!r && lm_broken("lock-take"))
 		r = lm_handover_take(s, err);
 	if (r)
@@ -622,10 +630,10 @@ static int dispatch(struct lm_session *s, const struct lm_msg *msg, struct lm_er
 
 /*
  * The source pings every second while it copies, may be busy with its VM for
- * qmp_timeout, and until PREPARE the network may be away for recover_timeout.  A PING is a sign of life, though not a message: a copy takes as long
- * as it takes.
+ * qmp_timeout, and until PREPARE the network may be away for recover_timeout.  A PING is a
+ * sign of life, though not a message: a copy takes as long as it takes.
  */
-static int next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err)
+int lm_dest_next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err)
 {
 	int64_t silence_ns = s->opt.peer_timeout_ns + s->opt.qmp_timeout_ns + s->patience_ns, begin = lm_now_ns(), heard;
 	int r;
@@ -641,7 +649,7 @@ static int serve(struct lm_session *s, struct lm_error *err)
 {
 	while (s->dst.state != LM_DEST_DONE) {
 		struct lm_msg msg;
-		int r = next_message(s, &msg, err);
+		int r = lm_dest_next_message(s, &msg, err);
 
 		if (!r)
 			r = dispatch(s, &msg, err);
@@ -708,14 +716,14 @@ int lm_dest_accept(struct lm_session *s, int64_t deadline, struct lm_error *err)
  * guest) once loading has begun.  After COMMIT, too: when it could not run and is
  * known to be gone, ABORT tells the source that it may resume.
  */
-static void dest_undo(struct lm_session *s, const struct lm_error *why)
+bool lm_dest_undo(struct lm_session *s, const struct lm_error *why)
 {
 	struct lm_error e = { 0 };
 	bool ended = !s->dst.load_begun;
 
 	lm_close_fd(&s->dst.state_fd);
 	if (s->dst.may_have_run)
-		return; /* what it did is in the world: the source must not go on from before */
+		return false; /* what it did is in the world: the source must not go on from before */
 	if (s->dst.load_begun) {
 		ended = !lm_vm_end(s->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), &e);
 		lm_session_log(s, ended ? LM_LOG_INFO : LM_LOG_ERROR, "%s%s",
@@ -728,6 +736,7 @@ static void dest_undo(struct lm_session *s, const struct lm_error *why)
 		lm_handover_give_back(s);
 	if (s->control.stream && (ended || !s->dst.committed))
 		lm_control_send_abort(&s->control, why, lm_deadline_after(LM_ABORT_TIMEOUT_NS));
+	return ended;
 }
 
 int lm_dest_run(struct lm_session *s, struct lm_error *err)
@@ -744,7 +753,7 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 		r = serve(s, err);
 	if (r) {
 		fence(s);
-		dest_undo(s, err);
+		lm_dest_undo(s, err);
 		return r;
 	}
 	if (s->pull.armed) {

@@ -37,6 +37,7 @@ struct guard {
 	struct lm_guardian_shared *shared;
 	const struct lm_vm_ops *ops;
 	enum lm_side side;
+	struct lm_guardian_witness witness;
 	int fd, rescue_fd, pidfd;
 	int32_t vm_pid;
 	struct lm_guardian_locks locks;
@@ -173,7 +174,14 @@ static void engine_died(const struct guard *g)
 	}
 	if (phase != LM_PHASE_COMMITTED)
 		return;
-	if (g->side == LM_SOURCE)
+	if (g->witness.happened && !g->witness.happened(g->witness.arg))
+		undo_pause(g);
+	else if (g->witness.happened && g->side == LM_SOURCE)
+		say("migrate-rdma guardian: the engine died, but the guest was saved; it is paused here");
+	else if (g->witness.happened) {
+		if (atomic_load(&g->shared->run))
+			rescue(g, LM_RESCUE_RUN, "the engine died when the guest was restored: the guest runs here");
+	} else if (g->side == LM_SOURCE)
 		ask_locks(g);
 	else
 		take_and_run(g);
@@ -311,7 +319,14 @@ static int fork_guardian(const struct guard *g, struct lm_error *err)
 int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
 		      const struct lm_guardian_locks *locks, struct lm_error *err)
 {
-	struct guard guard = { .ops = vm->ops, .side = side, .vm_pid = vm->pid,
+	return lm_guardian_start_with(g, vm, side, locks, &(struct lm_guardian_witness){ .happened = NULL }, err);
+}
+
+int lm_guardian_start_with(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
+			   const struct lm_guardian_locks *locks, const struct lm_guardian_witness *witness,
+			   struct lm_error *err)
+{
+	struct guard guard = { .ops = vm->ops, .side = side, .vm_pid = vm->pid, .witness = *witness,
 			       .rescue_fd = vm->rescue_fd, .pidfd = vm->pidfd };
 	int pair[2], r;
 

@@ -40,6 +40,17 @@
 
 enum lm_phase { LM_PHASE_IDLE, LM_PHASE_PAUSED, LM_PHASE_REVOKED, LM_PHASE_COMMITTED };
 
+/*
+ * COMMITTED means that something is about to happen that cannot be taken back (a file
+ * gets its name).  Where the guardian can see for itself whether it did, that decides:
+ * it did not: as PAUSED.  It did: the source's guest is where it should be, the
+ * destination's runs.
+ */
+struct lm_guardian_witness {
+	bool (*happened)(const void *arg); /* NULL: there is nothing to see */
+	const void *arg;                   /* as it is when the guardian is forked */
+};
+
 struct lm_guardian {
 	struct lm_guardian_shared *shared; /* NULL: there is no guardian */
 	int fd;                            /* our end of the socket; its end is the guardian's news of our death */
@@ -58,6 +69,9 @@ struct lm_guardian_locks {
  */
 int lm_guardian_start(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
 		      const struct lm_guardian_locks *locks, struct lm_error *err);
+int lm_guardian_start_with(struct lm_guardian *g, const struct lm_vm *vm, enum lm_side side,
+			   const struct lm_guardian_locks *locks, const struct lm_guardian_witness *witness,
+			   struct lm_error *err);
 /* The guest is about to be paused (source) or loaded (destination). */
 void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns);
 /* Whether the guest shall run when the guardian brings it back, or after COMMIT.  Starts as vm->info.running. */

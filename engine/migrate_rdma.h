@@ -247,6 +247,11 @@ struct lm_options {
 	const char *const *locks;
 	unsigned nlocks;        /* at most LM_LOCKS_MAX */
 	const char *lock_host;  /* this host's name in them; NULL: the default */
+	/* Images (lm_save_open, lm_restore_open) */
+	const char *image;      /* path */
+	bool lazy;              /* restore: run the guest at once, read its memory when it is touched */
+	bool force_locks;       /* restore: also when somebody has held the locks since */
+	bool again;             /* restore: also an image that has run, or whose guest went on */
 
 	bool guardian;          /* source: fork the guardian that undoes a pause if we are killed */
 	bool start_paused;      /* destination: do not run the guest, leave it paused */
@@ -273,6 +278,23 @@ LM_API int lm_source_open(const struct lm_options *options, struct lm_session **
 			  struct lm_error *err);
 LM_API int lm_dest_open(const struct lm_options *options, struct lm_session **ret_session,
 			struct lm_error *err);
+
+/*
+ * Save the guest to options->image: it is stopped, written, and stays paused here for good
+ * (COMPLETED); whatever fails before, it runs on and an older image of that name is as it
+ * was.  The image can be restored once.
+ */
+LM_API int lm_save_open(const struct lm_options *options, struct lm_session **ret_session,
+			struct lm_error *err);
+/* Run the guest of options->image in a QEMU that waits (-incoming defer -S). */
+LM_API int lm_restore_open(const struct lm_options *options, struct lm_session **ret_session,
+			   struct lm_error *err);
+/*
+ * Go on with a lazy restore whose engine died or could not read the image
+ * (LM_OUTCOME_INTERRUPTED): needs qmp or pid, and image.
+ */
+LM_API int lm_restore_resume(const struct lm_options *options, struct lm_session **ret_session,
+			     struct lm_error *err);
 
 /*
  * Go on with a post-copy that lost its peer (LM_OUTCOME_INTERRUPTED) or whose engine

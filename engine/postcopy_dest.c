@@ -119,6 +119,20 @@ static uint64_t tighter(uint64_t a, uint64_t b)
 	return !a ? b : !b ? a : a < b ? a : b;
 }
 
+int lm_postcopy_arm_here(struct lm_session *s, struct lm_error *err)
+{
+	int r;
+
+	s->pull.armed = true;
+	s->pull.nlanes = s->summary.lanes < LM_LANES_MAX ? s->summary.lanes : LM_LANES_MAX - 1;
+	r = lm_vm_pager(s->vm, &s->ram, &s->pull.pager, err);
+	if (!r)
+		r = lm_pager_arm(s->pull.pager, err);
+	if (!r)
+		r = state_create(s, err);
+	return r ? r : puller_init(s, err);
+}
+
 int lm_postcopy_arm(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
 {
 	struct lm_wire_postcopy postcopy;
@@ -130,18 +144,10 @@ int lm_postcopy_arm(struct lm_session *s, const struct lm_msg *msg, struct lm_er
 		r = lm_session_stage(s, "postcopy-arm", err);
 	if (r)
 		return r;
-	s->pull.armed = true;
 	s->pull.max_bytes_per_s = tighter(lm_le64_get(postcopy.max_bytes_per_s), s->opt.max_bandwidth_bytes_per_s);
-	s->pull.nlanes = s->summary.lanes < LM_LANES_MAX ? s->summary.lanes : LM_LANES_MAX - 1;
 	if (getrandom(s->pull.secret, LM_TOKEN_SIZE, 0) != LM_TOKEN_SIZE)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "no random numbers");
-	r = lm_vm_pager(s->vm, &s->ram, &s->pull.pager, err);
-	if (!r)
-		r = lm_pager_arm(s->pull.pager, err);
-	if (!r)
-		r = state_create(s, err);
-	if (!r)
-		r = puller_init(s, err);
+	r = lm_postcopy_arm_here(s, err);
 	return r ? r : open_lanes(s, err);
 }
 
@@ -296,6 +302,8 @@ static int send_status(struct lm_session *s, struct lm_error *err)
 		lm_le64((uint64_t)t->fault_max_ns), lm_le64((uint64_t)t->waited_ns), lm_le64((uint64_t)t->duration_ns),
 	};
 	lm_postcopy_event(s, t);
+	if (!s->control.stream)
+		return 0;
 	return lm_control_send(&s->control, LM_MSG_MISSING, &m, sizeof(m), lm_session_peer_deadline(s), err);
 }
 
@@ -326,8 +334,11 @@ static int vm_error(struct lm_session *s, struct lm_error *err)
 static int listen_to_source(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_msg msg;
-	int r = lm_control_try_recv(&s->control, &msg, err);
+	int r;
 
+	if (!s->control.stream) /* the pages come out of an image */
+		return 0;
+	r = lm_control_try_recv(&s->control, &msg, err);
 	if (r > 0)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent %s in post-copy", lm_msg_name(msg.type));
 	if (!r && lm_now_ns() - s->control.last_heard_ns > s->opt.peer_timeout_ns)
@@ -346,7 +357,7 @@ static int fetch_rest(struct lm_session *s, struct lm_error *err)
 	lm_puller_background(p);
 	while (!r && lm_puller_missing(p)) {
 		struct pollfd fds[3] = { { .fd = p->event_fd, .events = POLLIN },
-					 { .fd = lm_control_fd(&s->control), .events = POLLIN },
+					 { .fd = s->control.stream ? lm_control_fd(&s->control) : -1, .events = POLLIN },
 					 { .fd = s->vm->pidfd, .events = POLLIN } };
 
 		poll(fds, 3, show_some(s) ? 0 : 100);
@@ -508,7 +519,8 @@ static int end(struct lm_session *s, struct lm_error *err)
 	r = let_go(s, err);
 	if (r)
 		return r;
-	tell_source(s);
+	if (s->mode == LM_MODE_LIVE)
+		tell_source(s);
 	lm_puller_fini(&s->pull.puller);
 	lm_pcstate_remove(&s->pull.state);
 	return 0;
@@ -545,6 +557,31 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 		return r;
 	}
 	return end(s, err);
+}
+
+/* No error of an image goes away by waiting: whoever has mended it says `restore --resume`. */
+int lm_postcopy_pull_image(struct lm_session *s, struct lm_error *err)
+{
+	const struct lm_error *lane;
+	int r;
+
+	s->pull.began_ns = lm_now_ns();
+	r = lm_session_stage(s, "postcopy", err);
+	if (!r && s->pull.state.head->whole)
+		return end(s, err);
+	if (!r) {
+		begin_showing(s);
+		r = fetch_rest(s, err);
+	}
+	if (!r)
+		return end(s, err);
+	close_lanes(s);
+	lane = lm_puller_error(&s->pull.puller);
+	if (lane && err->scope != LM_SCOPE_VM)
+		lm_err(err, lane->code, LM_SCOPE_SESSION, "%s", lane->msg);
+	if (!lm_session_vm_gone(s))
+		s->summary.outcome = LM_OUTCOME_INTERRUPTED;
+	return r;
 }
 
 /* ---- after an engine's death ---- */

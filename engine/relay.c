@@ -5,6 +5,14 @@
 #include "clock.h"
 #include "relay.h"
 
+static int pass_on(struct lm_relay *r, const uint8_t *buf, size_t n)
+{
+	if (r->sink)
+		return r->sink(r->opaque, buf, n, &r->error);
+	return lm_control_send(r->control, LM_MSG_STATE, buf, n,
+			       lm_deadline_min(lm_deadline_after(r->send_timeout_ns), r->deadline_ns), &r->error);
+}
+
 static void relay_loop(struct lm_relay *r, uint8_t *buf)
 {
 	for (;;) {
@@ -16,8 +24,7 @@ static void relay_loop(struct lm_relay *r, uint8_t *buf)
 			lm_err_errno(&r->error, -errno, LM_SCOPE_SESSION, "reading the device state");
 		if (n <= 0)
 			return;
-		if (lm_control_send(r->control, LM_MSG_STATE, buf, (size_t)n,
-				    lm_deadline_min(lm_deadline_after(r->send_timeout_ns), r->deadline_ns), &r->error))
+		if (pass_on(r, buf, (size_t)n))
 			return;
 		atomic_fetch_add(&r->bytes, (uint64_t)n);
 	}
@@ -38,16 +45,15 @@ static void *relay_main(void *arg)
 	return NULL;
 }
 
-int lm_relay_start(struct lm_relay *r, struct lm_control *control, int64_t send_timeout_ns,
-		   int64_t deadline_ns, int *ret_vm_fd, struct lm_error *err)
+/* What the thread needs to know is in *r already. */
+static int start(struct lm_relay *r, int *ret_vm_fd, struct lm_error *err)
 {
 	sigset_t all, old;
 	int pair[2], e;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
-	*r = (struct lm_relay){ .control = control, .fd = pair[0], .send_timeout_ns = send_timeout_ns,
-				.deadline_ns = deadline_ns };
+	r->fd = pair[0];
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &old);
 	e = pthread_create(&r->thread, NULL, relay_main, r);
@@ -61,6 +67,21 @@ int lm_relay_start(struct lm_relay *r, struct lm_control *control, int64_t send_
 	r->running = true;
 	*ret_vm_fd = pair[1];
 	return 0;
+}
+
+int lm_relay_start(struct lm_relay *r, struct lm_control *control, int64_t send_timeout_ns,
+		   int64_t deadline_ns, int *ret_vm_fd, struct lm_error *err)
+{
+	*r = (struct lm_relay){ .control = control, .fd = -1, .send_timeout_ns = send_timeout_ns,
+				.deadline_ns = deadline_ns };
+	return start(r, ret_vm_fd, err);
+}
+
+int lm_relay_start_sink(struct lm_relay *r, int (*sink)(void *opaque, const uint8_t *p, size_t len, struct lm_error *err),
+			void *opaque, int *ret_vm_fd, struct lm_error *err)
+{
+	*r = (struct lm_relay){ .sink = sink, .opaque = opaque, .fd = -1 };
+	return start(r, ret_vm_fd, err);
 }
 
 int lm_relay_finish(struct lm_relay *r, int64_t deadline_ns, struct lm_error *err)

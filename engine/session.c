@@ -171,9 +171,11 @@ struct lm_transport_params lm_session_transport_params(const struct lm_session *
 	};
 }
 
-static int options_check(const struct lm_options *o, struct lm_error *err)
+static int options_check(const struct lm_options *o, enum lm_mode mode, struct lm_error *err)
 {
-	if (!o->address)
+	if (mode != LM_MODE_LIVE && !o->image)
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "no image given");
+	if (!o->address && mode == LM_MODE_LIVE)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "no address given");
 	if (!o->transport || (strcmp(o->transport, "auto") && !lm_transport_find(o->transport)))
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION,
@@ -192,8 +194,21 @@ static int options_check(const struct lm_options *o, struct lm_error *err)
 	return 0;
 }
 
-int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *vm, int cancel_fd,
-		   struct lm_session **ret, struct lm_error *err)
+static int open_files(struct lm_session *s, struct lm_error *err)
+{
+	int r = 0;
+
+	if (s->side == LM_DEST && s->opt.address)
+		r = lm_dest_listen(s, err);
+	if (!r && s->mode == LM_MODE_SAVE)
+		r = lm_save_open_image(s, err);
+	if (!r && s->mode == LM_MODE_RESTORE)
+		r = lm_restore_open_image(s, err);
+	return r;
+}
+
+static int session_new(struct lm_options *options, enum lm_side side, enum lm_mode mode, struct lm_vm *vm,
+		       int cancel_fd, struct lm_session **ret, struct lm_error *err)
 {
 	struct lm_session *s = calloc(1, sizeof(*s));
 	int r;
@@ -207,20 +222,21 @@ int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *
 	s->opt = *options;
 	s->owned = options;
 	s->side = side;
+	s->mode = mode;
 	s->vm = vm;
 	s->cancel_fd = cancel_fd;
 	s->guardian.fd = -1;
 	s->summary.guest_runs_here = side == LM_SOURCE && vm->info.running;
 	if (side == LM_DEST)
 		s->dst = (struct lm_dest){ .listen_fd = -1, .state_fd = -1 };
-	r = options_check(options, err);
+	r = options_check(options, mode, err);
 	if (!r)
 		r = lm_vm_regions(vm, &s->ram, err);
 	s->summary.ram_bytes = r ? 0 : lm_ram_size(&s->ram);
 	if (!r)
 		r = lm_handover_open(s, err);
-	if (!r && side == LM_DEST)
-		r = lm_dest_listen(s, err);
+	if (!r)
+		r = open_files(s, err);
 	if (r) {
 		lm_session_free(s);
 		return r;
@@ -229,12 +245,31 @@ int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *
 	return 0;
 }
 
+int lm_session_new(struct lm_options *options, enum lm_side side, struct lm_vm *vm, int cancel_fd,
+		   struct lm_session **ret, struct lm_error *err)
+{
+	return session_new(options, side, LM_MODE_LIVE, vm, cancel_fd, ret, err);
+}
+
+int lm_session_new_save(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
+			struct lm_error *err)
+{
+	return session_new(options, LM_SOURCE, LM_MODE_SAVE, vm, cancel_fd, ret, err);
+}
+
+int lm_session_new_restore(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
+			   struct lm_error *err)
+{
+	return session_new(options, LM_DEST, LM_MODE_RESTORE, vm, cancel_fd, ret, err);
+}
+
 int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct lm_vm *vm, int cancel_fd,
 			   struct lm_ram *ram, struct lm_pager *pager, struct lm_pcstate *state,
 			   struct lm_session **ret, struct lm_error *err)
 {
 	struct lm_session *s = calloc(1, sizeof(*s));
-	int r = options_check(options, err);
+	enum lm_mode mode = options->image ? LM_MODE_RESTORE : LM_MODE_LIVE;
+	int r = options_check(options, mode, err);
 
 	if (!s) {
 		lm_pager_close(pager);
@@ -254,7 +289,11 @@ int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct
 	s->ram = *ram;
 	s->pull.pager = pager;
 	s->pull.state = *state;
+	if (!r && mode == LM_MODE_LIVE && !strcmp(state->head->transport, "image"))
+		r = lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "this guest's memory comes from an image, not from another host: "
+			   "`migrate-rdma restore --resume`");
 	s->recovering = true;
+	s->mode = mode;
 	if (pager)
 		pager->ram = &s->ram;
 	if (side == LM_DEST)
@@ -267,8 +306,10 @@ int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct
 		r = lm_handover_open(s, err);
 	if (!r)
 		r = lm_ram_map(&s->ram, side == LM_DEST, err);
-	if (!r && side == LM_DEST)
+	if (!r && side == LM_DEST && mode == LM_MODE_LIVE)
 		r = lm_dest_listen(s, err);
+	if (!r && mode == LM_MODE_RESTORE)
+		r = lm_restore_open_image(s, err);
 	if (!r)
 		r = lm_postcopy_take_over(s, err);
 	if (r) {
@@ -321,11 +362,25 @@ static void summarize(struct lm_session *s, const struct lm_error *e)
 	lm_session_event(s, &event);
 }
 
+static int run_mode(struct lm_session *s, struct lm_error *err)
+{
+	switch (s->mode) {
+	case LM_MODE_SAVE:
+		return lm_save_run(s, err);
+	case LM_MODE_RESTORE:
+		return lm_restore_run(s, err);
+	case LM_MODE_LIVE:
+		break;
+	}
+	return s->side == LM_SOURCE ? lm_source_run(s, err) : lm_dest_run(s, err);
+}
+
 static int start_guardian(struct lm_session *s, struct lm_error *err)
 {
 	const struct lm_guardian_locks locks = { s->opt.locks, s->opt.nlocks, s->opt.lock_host };
+	const struct lm_guardian_witness witness = lm_image_session_witness(s);
 
-	return lm_guardian_start(&s->guardian, s->vm, s->side, &locks, err);
+	return lm_guardian_start_with(&s->guardian, s->vm, s->side, &locks, &witness, err);
 }
 
 int lm_session_run(struct lm_session *s, struct lm_error *err)
@@ -340,7 +395,7 @@ int lm_session_run(struct lm_session *s, struct lm_error *err)
 	if (s->opt.guardian && !s->recovering)
 		r = start_guardian(s, &e);
 	if (!r)
-		r = s->side == LM_SOURCE ? lm_source_run(s, &e) : lm_dest_run(s, &e);
+		r = run_mode(s, &e);
 	lm_guardian_stop(&s->guardian);
 	if (!r)
 		lm_err_clear(&e); /* something on the way failed and was dealt with */
@@ -388,6 +443,7 @@ void lm_session_free(struct lm_session *s)
 		lm_dest_cleanup(s);
 	lm_postcopy_source_end(s);
 	lm_postcopy_dest_end(s);
+	lm_image_session_end(s);
 	lm_control_close(&s->control);
 	lm_pool_free(s->pool);
 	lm_transport_free(s->transport);

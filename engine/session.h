@@ -100,6 +100,8 @@ struct lm_postcopy_session {
 	struct lm_puller puller;
 };
 
+enum lm_mode { LM_MODE_LIVE, LM_MODE_SAVE, LM_MODE_RESTORE };
+
 /* The guest's storage locks (handover.c). */
 struct lm_handover {
 	struct lm_locks locks;       /* none when locks.n is 0 */
@@ -111,6 +113,8 @@ struct lm_handover {
 };
 
 struct lm_session {
+	enum lm_mode mode;
+	struct lm_image_session *img; /* save.c, restore.c; NULL in LM_MODE_LIVE */
 	struct lm_options opt;    /* a copy, so that the library may change it */
 	struct lm_options *owned; /* what the VM logs through */
 	enum lm_side side;
@@ -162,6 +166,25 @@ int lm_switchover(struct lm_session *s, struct lm_error *err);
 /* Bring the guest back to life at the source, whatever the stage.  Keeps s->summary. */
 void lm_switchover_undo(struct lm_session *s);
 
+/* For who stops a VM otherwise than live: vm_fd (closed here) is where its device state goes. */
+int lm_switchover_pause_vm(struct lm_session *s, int vm_fd, struct lm_error *err);
+int lm_switchover_save_state(struct lm_session *s, struct lm_error *err);
+int lm_switchover_check_layout(struct lm_session *s, struct lm_error *err);
+/* COMMIT, and its answer. */
+int lm_switchover_commit(struct lm_session *s, struct lm_error *err);
+
+/* Sessions over an image (image_session.h) */
+int lm_session_new_save(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
+			struct lm_error *err);
+int lm_session_new_restore(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
+			   struct lm_error *err);
+int lm_save_open_image(struct lm_session *s, struct lm_error *err);
+int lm_save_run(struct lm_session *s, struct lm_error *err);
+int lm_restore_open_image(struct lm_session *s, struct lm_error *err);
+int lm_restore_run(struct lm_session *s, struct lm_error *err);
+struct lm_guardian_witness lm_image_session_witness(const struct lm_session *s);
+void lm_image_session_end(struct lm_session *s);
+
 /*
  * handover.c: storage locks.  All of it does nothing and returns 0 when the guest has none.
  * At open: the source acquires them, the destination only looks whether it can use them.
@@ -199,12 +222,26 @@ int lm_postcopy_arm(struct lm_session *s, const struct lm_msg *msg, struct lm_er
 int lm_postcopy_keys(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
 int lm_postcopy_left(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
 int lm_postcopy_pull(struct lm_session *s, struct lm_error *err);
+/* The same out of an image: pager, state file and puller are made, then it is all fetched. */
+int lm_postcopy_arm_here(struct lm_session *s, struct lm_error *err);
+int lm_postcopy_pull_image(struct lm_session *s, struct lm_error *err);
 /* A post-copy whose engine died: pager and state are taken over. */
 int lm_postcopy_take_over(struct lm_session *s, struct lm_error *err);
 void lm_postcopy_dest_end(struct lm_session *s);
 /* dest.c: the next connection that speaks our protocol, at most until the deadline. */
 int lm_dest_accept(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
+int lm_dest_check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err);
+/* A source that is at work pings: it is waited for as long as it does. */
+int lm_dest_next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err);
+/* The VM waits for its device state, which lm_dest_write_state() gives it. */
+int lm_dest_begin_load(struct lm_session *s, struct lm_error *err);
+int lm_dest_write_state(struct lm_session *s, const uint8_t *p, size_t len, struct lm_error *err);
+int lm_dest_run_guest(struct lm_session *s, bool run, struct lm_vm_times *times, struct lm_error *err);
+/* The guest will not run here; true: and certainly has not, nor can any more. */
+bool lm_dest_undo(struct lm_session *s, const struct lm_error *why);
 /* source.c */
+/* OPEN, or QUICK: what the guest is and the layout of its memory. */
+int lm_source_send_open(struct lm_session *s, enum lm_msg_type type, const char *transports, struct lm_error *err);
 int lm_source_connect(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
 
 /* postcopy.c: both sides */

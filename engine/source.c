@@ -44,17 +44,14 @@ static int source_connect(struct lm_session *s, struct lm_error *err)
 	return lm_source_connect(s, lm_deadline_min(lm_deadline_after(LM_CONNECT_TIMEOUT_NS), s->src.deadline_ns), err);
 }
 
-static int send_open(struct lm_session *s, struct lm_error *err)
+int lm_source_send_open(struct lm_session *s, enum lm_msg_type type, const char *transports, struct lm_error *err)
 {
 	LM_AUTO_FREE struct lm_open *open = calloc(1, sizeof(*open));
 	LM_AUTO_FREE uint8_t *buf = malloc(LM_WIRE_PAYLOAD_MAX);
-	int r;
 
 	if (!open || !buf)
 		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
-	r = lm_session_transports(s, s->opt.address, open->transports, sizeof(open->transports), err);
-	if (r)
-		return r;
+	snprintf(open->transports, sizeof(open->transports), "%s", transports);
 	open->info = s->vm->info;
 	open->nlanes = s->opt.lanes ? s->opt.lanes : default_lanes();
 	open->verify = s->opt.verify;
@@ -66,8 +63,15 @@ static int send_open(struct lm_session *s, struct lm_error *err)
 		open->regions[i].page_size = s->ram.regions[i].page_size;
 	}
 	s->summary.lanes = open->nlanes;
-	return lm_control_send(&s->control, LM_MSG_OPEN, buf, lm_wire_put_open(buf, open),
-			       lm_session_peer_deadline(s), err);
+	return lm_control_send(&s->control, type, buf, lm_wire_put_open(buf, open), lm_session_peer_deadline(s), err);
+}
+
+static int send_open(struct lm_session *s, struct lm_error *err)
+{
+	char transports[sizeof(((struct lm_open *)NULL)->transports)];
+	int r = lm_session_transports(s, s->opt.address, transports, sizeof(transports), err);
+
+	return r ? r : lm_source_send_open(s, LM_MSG_OPEN, transports, err);
 }
 
 static int connect_lanes(struct lm_session *s, const struct lm_opened *opened, struct lm_error *err)

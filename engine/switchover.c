@@ -18,7 +18,7 @@
  * runs, which finds all but a change in the last moment, and, for that one, while
  * the destination loads the device state and this side has nothing else to do.
  */
-static int check_layout(struct lm_session *s, struct lm_error *err)
+int lm_switchover_check_layout(struct lm_session *s, struct lm_error *err)
 {
 	bool same;
 	int r;
@@ -37,7 +37,7 @@ static int check_layout(struct lm_session *s, struct lm_error *err)
 static int prepare(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_msg msg;
-	int r = check_layout(s, err);
+	int r = lm_switchover_check_layout(s, err);
 
 	if (!r && s->src.postcopy)
 		r = lm_postcopy_prepare(s, err);
@@ -47,20 +47,25 @@ static int prepare(struct lm_session *s, struct lm_error *err)
 					 s->src.deadline_ns, err);
 }
 
-static int pause_start(struct lm_session *s, struct lm_error *err)
+int lm_switchover_pause_vm(struct lm_session *s, int vm_fd, struct lm_error *err)
 {
-	int vm_fd, r;
+	int r;
 
-	s->src.deadline_ns = lm_deadline_after(s->opt.max_pause_ns);
-	r = lm_relay_start(&s->src.relay, &s->control, s->opt.peer_timeout_ns, s->src.deadline_ns, &vm_fd, err);
-	if (r)
-		return r;
 	lm_guardian_pause(&s->guardian, s->src.deadline_ns);
 	s->src.pause_begun = true;
 	r = lm_vm_pause_start(s->vm, vm_fd, err);
 	lm_close_fd(&vm_fd);
 	lm_guardian_run(&s->guardian, s->vm->info.running); /* as pause_start found it */
 	return r;
+}
+
+static int pause_start(struct lm_session *s, struct lm_error *err)
+{
+	int vm_fd, r;
+
+	s->src.deadline_ns = lm_deadline_after(s->opt.max_pause_ns);
+	r = lm_relay_start(&s->src.relay, &s->control, s->opt.peer_timeout_ns, s->src.deadline_ns, &vm_fd, err);
+	return r ? r : lm_switchover_pause_vm(s, vm_fd, err);
 }
 
 /*
@@ -110,7 +115,7 @@ static int send_saved(struct lm_session *s, struct lm_error *err)
 }
 
 /* Until the last byte of the device state is on the control channel. */
-static int save_state(struct lm_session *s, struct lm_error *err)
+int lm_switchover_save_state(struct lm_session *s, struct lm_error *err)
 {
 	int64_t begin = lm_now_ns(), completed;
 	int r = lm_vm_state_save(s->vm, s->src.deadline_ns, err);
@@ -132,7 +137,7 @@ static int device_state(struct lm_session *s, struct lm_error *err)
 {
 	int64_t begin = lm_now_ns(), saved, load_ns = 0, ignored;
 	struct lm_msg msg;
-	int r = save_state(s, err);
+	int r = lm_switchover_save_state(s, err);
 
 	saved = lm_now_ns();
 	if (!r)
@@ -144,7 +149,7 @@ static int device_state(struct lm_session *s, struct lm_error *err)
 	if (!r && !lm_broken("lock-early"))
 		r = lm_handover_offer(s, err);
 	if (!r)
-		r = check_layout(s, err);
+		r = lm_switchover_check_layout(s, err);
 	/* A source QEMU that dies now is not missed: the whole guest is at the destination. */
 	if (r && err->scope == LM_SCOPE_VM && lm_session_vm_gone(s))
 		r = 0;
@@ -271,7 +276,7 @@ static int await_resumed(struct lm_session *s, int64_t commit_ns, struct lm_erro
 	return 0;
 }
 
-static int commit(struct lm_session *s, struct lm_error *err)
+int lm_switchover_commit(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_wire_commit payload;
 	int64_t commit_ns;
@@ -318,7 +323,7 @@ int lm_switchover(struct lm_session *s, struct lm_error *err)
 	if (!r)
 		r = device_state(s, err);
 	if (!r)
-		r = commit(s, err);
+		r = lm_switchover_commit(s, err);
 	if (r)
 		return r;
 	s->summary.guest_runs_here = false;

@@ -25,6 +25,12 @@ int lm_vm_ram_is(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct l
 	return 0;
 }
 
+int lm_vm_identity(struct lm_vm *vm, char ret_name[static 64], char ret_uuid[static 40], struct lm_error *err)
+{
+	ret_name[0] = ret_uuid[0] = 0;
+	return vm->ops->identity ? vm->ops->identity(vm, ret_name, ret_uuid, err) : 0;
+}
+
 int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err)
 {
 	*ret = NULL;

@@ -48,6 +48,8 @@ struct lm_vm_ops {
 	 * will do.  NULL: regions tells.
 	 */
 	int (*ram_is)(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err);
+	/* What people call the guest, "" where it has no such name; NULL: nothing is known. */
+	int (*identity)(struct lm_vm *vm, char ret_name[64], char ret_uuid[40], struct lm_error *err);
 	/* Source: make the tracker for this VM's RAM, not started. */
 	int (*tracker)(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret,
 		       struct lm_error *err);
@@ -103,6 +105,7 @@ struct lm_vm {
 
 int lm_vm_regions(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err);
 int lm_vm_ram_is(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err);
+int lm_vm_identity(struct lm_vm *vm, char ret_name[static 64], char ret_uuid[static 40], struct lm_error *err);
 int lm_vm_tracker(struct lm_vm *vm, const struct lm_ram *ram, struct lm_dirty **ret, struct lm_error *err);
 int lm_vm_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
 int lm_vm_drain(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err);

@@ -20,6 +20,8 @@ static const char *const msg_names[LM_MSG_TYPES] = {
 	[LM_MSG_WHOLE] = "WHOLE",         [LM_MSG_LOCK_ANNOUNCE] = "LOCK_ANNOUNCE",
 	[LM_MSG_LOCK_ANSWER] = "LOCK_ANSWER", [LM_MSG_LOCK_OFFER] = "LOCK_OFFER",
 	[LM_MSG_LANE_OPEN] = "LANE_OPEN",
+	[LM_MSG_QUICK] = "QUICK",         [LM_MSG_QUICK_READY] = "QUICK_READY",
+	[LM_MSG_QUICK_IMAGE] = "QUICK_IMAGE",
 };
 
 const char *lm_msg_name(unsigned type)

@@ -52,6 +52,9 @@ enum lm_msg_type {
 	LM_MSG_LOCK_ANSWER,
 	LM_MSG_LOCK_OFFER,
 	LM_MSG_LANE_OPEN,
+	LM_MSG_QUICK,       /* payload as of OPEN */
+	LM_MSG_QUICK_READY,
+	LM_MSG_QUICK_IMAGE,
 	LM_MSG_TYPES
 };
 
@@ -168,6 +171,13 @@ struct lm_wire_times { /* LOADED and RESUMED: durations at the destination */
 	struct le64 load_ns; /* RESUMED: of taking the storage locks, which is a part of resume_ns */
 	struct le64 resume_ns;
 };
+
+/* Quick migration: the guest is in this image. */
+struct lm_wire_quick_image {
+	uint8_t id[16];
+	struct le64 file_size;
+};
+_Static_assert(sizeof(struct lm_wire_quick_image) == 24, "QUICK_IMAGE");
 
 /* LOCK_ANNOUNCE, LOCK_ANSWER, LOCK_OFFER: one note of LM_LOCK_NOTE_SIZE bytes per lock, in order (lock.h). */
 

@@ -142,7 +142,10 @@ int lm_recover_open(const struct lm_options *options, bool destination, struct l
 	return recover_open(copy, destination ? LM_DEST : LM_SOURCE, cancel_fd, ret_session, err);
 }
 
-static int session_open(const struct lm_options *options, enum lm_side side, struct lm_session **ret,
+typedef int new_fn(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
+		   struct lm_error *err);
+
+static int session_open(const struct lm_options *options, enum lm_side side, new_fn *new, struct lm_session **ret,
 			struct lm_error *err)
 {
 	int cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), r;
@@ -171,15 +174,42 @@ static int session_open(const struct lm_options *options, enum lm_side side, str
 		lm_close_fd(&cancel_fd);
 		return r;
 	}
-	return lm_session_new(copy, side, vm, cancel_fd, ret, err);
+	return new(copy, vm, cancel_fd, ret, err);
+}
+
+static int new_source(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
+		      struct lm_error *err)
+{
+	return lm_session_new(options, LM_SOURCE, vm, cancel_fd, ret, err);
+}
+
+static int new_dest(struct lm_options *options, struct lm_vm *vm, int cancel_fd, struct lm_session **ret,
+		    struct lm_error *err)
+{
+	return lm_session_new(options, LM_DEST, vm, cancel_fd, ret, err);
 }
 
 int lm_source_open(const struct lm_options *options, struct lm_session **ret_session, struct lm_error *err)
 {
-	return session_open(options, LM_SOURCE, ret_session, err);
+	return session_open(options, LM_SOURCE, new_source, ret_session, err);
 }
 
 int lm_dest_open(const struct lm_options *options, struct lm_session **ret_session, struct lm_error *err)
 {
-	return session_open(options, LM_DEST, ret_session, err);
+	return session_open(options, LM_DEST, new_dest, ret_session, err);
+}
+
+int lm_save_open(const struct lm_options *options, struct lm_session **ret_session, struct lm_error *err)
+{
+	return session_open(options, LM_SOURCE, lm_session_new_save, ret_session, err);
+}
+
+int lm_restore_open(const struct lm_options *options, struct lm_session **ret_session, struct lm_error *err)
+{
+	return session_open(options, LM_DEST, lm_session_new_restore, ret_session, err);
+}
+
+int lm_restore_resume(const struct lm_options *options, struct lm_session **ret_session, struct lm_error *err)
+{
+	return lm_recover_open(options, true, ret_session, err);
 }

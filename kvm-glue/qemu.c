@@ -136,6 +136,22 @@ static int qemu_resume(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times
 	return r;
 }
 
+static int qemu_identity(struct lm_vm *vm, char ret_name[64], char ret_uuid[40], struct lm_error *err)
+{
+	LM_AUTO_JS struct json_object *name = NULL;
+	LM_AUTO_JS struct json_object *uuid = NULL;
+	struct qemu *q = qemu_of(vm);
+	int r = qemu_ask(q, "query-name", NULL, &name, err);
+
+	if (!r)
+		r = qemu_ask(q, "query-uuid", NULL, &uuid, err);
+	if (r)
+		return r;
+	snprintf(ret_name, 64, "%s", lm_js_text(name, "name"));
+	snprintf(ret_uuid, 40, "%s", lm_js_text(uuid, "UUID"));
+	return 0;
+}
+
 static int qemu_keep_fd(struct lm_vm *vm, const char *name, int fd, struct lm_error *err)
 {
 	struct qemu *q = qemu_of(vm);
@@ -147,6 +163,7 @@ static const struct lm_vm_ops qemu_ops = {
 	.name = "qemu",
 	.regions = qemu_regions,
 	.ram_is = qemu_ram_is,
+	.identity = qemu_identity,
 	.tracker = qemu_tracker,
 	.pager = qemu_pager,
 	.drain = qemu_drain,

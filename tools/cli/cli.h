@@ -41,6 +41,8 @@ struct cli_settings {
 	bool run_here, end_here, automatic, yes;
 	const char *listen, *to; /* recover: one of them; the others say it in lm.address */
 	bool recovering;         /* the guest has been switched over before we came */
+	int paging;              /* restore: 1: lazy */
+	bool resume;             /* restore: one that was interrupted */
 	int completion;        /* enum cli_shell */
 	const char *rails[CLI_RAILS_MAX]; /* lm.rails */
 	const char *locks[LM_LOCKS_MAX];  /* lm.locks */
@@ -94,6 +96,9 @@ extern const struct cli_subcommand subcommands[]; /* ends with a NULL name */
 const struct cli_subcommand *cli_subcommand_find(const char *name);
 
 /* subcommands, each in a file of its own */
+int cli_quick(const struct cli_subcommand *self, struct cli_settings *settings);
+int cli_save(const struct cli_subcommand *self, struct cli_settings *settings);
+int cli_restore(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_send(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_receive(const struct cli_subcommand *self, struct cli_settings *settings);
 int cli_check(const struct cli_subcommand *self, struct cli_settings *settings);

@@ -214,10 +214,20 @@ static void human_log(struct cli_output *out, enum lm_log_level level, const cha
 
 static void human_opened(struct cli_output *out, const struct lm_event *e)
 {
+	static const char *const words[] = {
+		[CLI_SIDE_SEND] = "sending to", [CLI_SIDE_RECEIVE] = "receiving from",
+		[CLI_SIDE_SAVE] = "saving to", [CLI_SIDE_RESTORE] = "restoring from",
+	};
 	char ram[32], clean[sizeof(out->peer)];
 
+	if (out->settings->lm.image) {
+		note(out, "%s %s: %s of RAM, %u threads", words[out->side],
+		     cli_text_clean(e->u.opened.peer ? e->u.opened.peer : "?", clean, sizeof(clean)),
+		     cli_bytes_format(e->u.opened.ram_bytes, ram, sizeof(ram)), e->u.opened.lanes);
+		return;
+	}
 	note(out, "%s %s: %s of RAM over %u %s lane%s",
-	     out->side == CLI_SIDE_SEND ? "sending to" : "receiving from",
+	     words[out->side],
 	     cli_text_clean(e->u.opened.peer ? e->u.opened.peer : "?", clean, sizeof(clean)),
 	     cli_bytes_format(e->u.opened.ram_bytes, ram, sizeof(ram)), e->u.opened.lanes,
 	     e->u.opened.transport, e->u.opened.lanes == 1 ? "" : "s");
@@ -229,7 +239,7 @@ static void put_verdict(struct cli_output *out, struct cli_sink *sink, const str
 	const struct cli_place place = {
 		.peer = out->peer, .address = out->address, .insecure = out->settings->lm.insecure,
 		.qmp = out->settings->lm.qmp, .pid = out->settings->lm.pid,
-		.postcopy = out->phase.postcopy,
+		.postcopy = out->phase.postcopy, .image = out->settings->lm.image,
 	};
 	char *text = NULL;
 	size_t len = 0;

@@ -12,7 +12,12 @@ void cli_phase_init(struct cli_phase *ret, bool recovering)
 
 static void stage(struct cli_phase *p, enum cli_side side, const char *name, int64_t now_ns)
 {
-	if (!strcmp(name, side == CLI_SIDE_SEND ? "committed" : "commit"))
+	static const char *const commits[] = {
+		[CLI_SIDE_SEND] = "committed", [CLI_SIDE_RECEIVE] = "commit", [CLI_SIDE_SAVE] = "renamed",
+		[CLI_SIDE_RESTORE] = "marked",
+	};
+
+	if (!strcmp(name, commits[side]))
 		p->committed = true;
 	if (!strcmp(name, "whole"))
 		p->whole = true;
@@ -56,10 +61,22 @@ static void cancel(const struct cli_phase *p, int64_t now_ns, char *buf, size_t 
 	}
 }
 
+/* There is no other host in it. */
+static void cancel_image(const struct cli_phase *p, enum cli_side side, char *buf, size_t size)
+{
+	if (p->committed)
+		snprintf(buf, size, side == CLI_SIDE_SAVE ? "the guest is saved: this cannot be cancelled any more" :
+			 "the guest runs: this cannot be cancelled any more");
+	else
+		snprintf(buf, size, side == CLI_SIDE_SAVE ? "stopping; the guest goes on" : "stopping; the image stays as it was");
+}
+
 char *cli_phase_answer(const struct cli_phase *p, enum cli_side side, enum cli_ask ask,
 		       const struct lm_options *options, int64_t now_ns, char *buf, size_t size)
 {
-	if (ask == CLI_ASK_CANCEL)
+	if (ask == CLI_ASK_CANCEL && (side == CLI_SIDE_SAVE || side == CLI_SIDE_RESTORE))
+		cancel_image(p, side, buf, size);
+	else if (ask == CLI_ASK_CANCEL)
 		cancel(p, now_ns, buf, size);
 	else if (p->committed)
 		snprintf(buf, size, "post-copy was asked for, but the guest has been switched over already");

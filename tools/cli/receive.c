@@ -23,8 +23,8 @@ static bool is_empty(const struct lm_summary *s)
 	return false;
 }
 
-static enum cli_exit receive(struct cli_settings *settings, struct cli_signals *signals,
-			     struct cli_output *out)
+enum cli_exit cli_receive_run(struct cli_settings *settings, cli_session_open_fn *open, struct cli_signals *signals,
+			      struct cli_output *out)
 {
 	struct cli_launch *launch = NULL;
 	struct lm_summary summary;
@@ -38,7 +38,7 @@ static enum cli_exit receive(struct cli_settings *settings, struct cli_signals *
 		settings->lm.qmp = cli_launch_qmp(launch);
 		settings->lm.pid = cli_launch_pid(launch);
 	}
-	rc = cli_session_run(settings, lm_dest_open, false, signals, out, &summary);
+	rc = cli_session_run(settings, open, false, signals, out, &summary);
 	if (is_empty(&summary) && !cli_output_in_postcopy(out))
 		cli_launch_end(launch);
 	else
@@ -47,8 +47,12 @@ static enum cli_exit receive(struct cli_settings *settings, struct cli_signals *
 	return rc;
 }
 
-/* What the option table cannot say. */
-static int check_usage(const struct cli_subcommand *self, const struct cli_settings *settings)
+static enum cli_exit receive(struct cli_settings *settings, struct cli_signals *signals, struct cli_output *out)
+{
+	return cli_receive_run(settings, lm_dest_open, signals, out);
+}
+
+int cli_receive_check_usage(const struct cli_subcommand *self, const struct cli_settings *settings)
 {
 	struct lm_error err = { 0 };
 	char **words = NULL;
@@ -67,7 +71,7 @@ static int check_usage(const struct cli_subcommand *self, const struct cli_setti
 
 int cli_receive(const struct cli_subcommand *self, struct cli_settings *settings)
 {
-	int rc = check_usage(self, settings);
+	int rc = cli_receive_check_usage(self, settings);
 
 	return rc ? rc : (int)cli_session_frame(self, settings, CLI_SIDE_RECEIVE, receive);
 }

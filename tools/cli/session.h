@@ -24,6 +24,11 @@ enum cli_exit cli_session_frame(const struct cli_subcommand *self, struct cli_se
 				enum cli_side side, cli_session_body_fn *body);
 /* After the guest has moved for certain: what stands here is an empty shell. */
 void cli_session_quit_source(const struct cli_settings *settings, struct cli_output *out);
+/* receive, restore: a session over a QEMU that waits, or that is started and, when no guest lives in it, ended. */
+enum cli_exit cli_receive_run(struct cli_settings *settings, cli_session_open_fn *open, struct cli_signals *signals,
+			      struct cli_output *out);
+/* What the option table cannot say. */
+int cli_receive_check_usage(const struct cli_subcommand *self, const struct cli_settings *settings);
 /* For what fails before there is a session. */
 enum cli_exit cli_session_refuse(struct cli_output *out, const struct lm_error *err,
 				 struct lm_summary *ret);

@@ -51,6 +51,11 @@
 	{ .name = "pin", .kind = CLI_CHOICE, .argument = "HOW", .offset = AT(lm.pin), .choices = pin, \
 	  .help = "how the guest's memory is registered with RDMA devices: auto, all, chunk, or odp" }
 
+#define OPTION_IMAGE(text) \
+	{ .name = "image", .kind = CLI_PATH, .required = true, .argument = "PATH", .offset = AT(lm.image), .help = text }
+#define OPTION_THREADS \
+	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 63, \
+	  .help = "threads that read or write the image; 4 when not given" }
 #define OPTION_LOCK(text) \
 	{ .name = "lock", .kind = CLI_LOCK, .argument = "URI", .offset = AT(lm), .help = text }
 #define OPTION_HOST \
@@ -67,6 +72,7 @@ static const char *const postcopy[] = {
 static const char *const postcopy_allowed[] = { /* a destination can only refuse it */
 	[LM_POSTCOPY_AUTO] = "auto", [LM_POSTCOPY_NEVER] = "never", NULL,
 };
+static const char *const paging[] = { "eager", "lazy", NULL };
 static const char *const pin[] = {
 	[LM_PIN_AUTO] = "auto", [LM_PIN_ALL] = "all", [LM_PIN_CHUNK] = "chunk", [LM_PIN_ODP] = "odp", NULL,
 };
@@ -136,6 +142,72 @@ static const struct cli_option receive_options[] = {
 	OPTION_LOCK("take this storage lock before the guest runs; may be repeated, in the same order as at 'send'"),
 	OPTION_HOST,
 	OPTION_INSECURE,
+	OPTION_PID,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_VERBOSE,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option save_options[] = {
+	OPTION_QMP(true, "QMP socket of the running guest"),
+	OPTION_IMAGE("file to write; one of that name is replaced when the new one is whole"),
+	OPTION_THREADS,
+	OPTION_TIMEOUT("give up when the guest is not saved by then; it goes on"),
+	OPTION_LOCK("release this storage lock when the guest is saved; may be repeated"),
+	OPTION_HOST,
+	{ .name = "quit", .kind = CLI_FLAG, .offset = AT(quit_source),
+	  .help = "end the QEMU of this host after the guest is saved" },
+	OPTION_PID,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_VERBOSE,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option quick_options[] = {
+	OPTION_QMP(true, "QMP socket of the running guest"),
+	OPTION_IMAGE("file on shared storage to write; one of that name is replaced"),
+	{ .name = "to", .kind = CLI_ADDRESS, .required = true, .argument = "ADDRESS:PORT",
+	  .offset = AT(lm.address), .help = "where 'migrate-rdma restore --listen' waits" },
+	OPTION_THREADS,
+	OPTION_TIMEOUT("give up when the guest has not been restored by then; it goes on here"),
+	OPTION_PEER_TIMEOUT,
+	OPTION_LOCK("hand this storage lock over with the guest; may be repeated, in the same order as at 'restore'"),
+	OPTION_HOST,
+	OPTION_QUIT_SOURCE,
+	OPTION_INSECURE,
+	OPTION_PID,
+	OPTION_JSON,
+	OPTION_QUIET,
+	OPTION_VERBOSE,
+	OPTION_HELP,
+	OPTION_END,
+};
+
+static const struct cli_option restore_options[] = {
+	OPTION_IMAGE("file that 'migrate-rdma save' has written"),
+	OPTION_QMP(false, "QMP socket of the waiting QEMU; with --: where to make it"),
+	{ .name = "paging", .kind = CLI_CHOICE, .argument = "HOW", .offset = AT(paging), .choices = paging,
+	  .help = "eager: read all memory, then run the guest; lazy: run it at once, read what it touches first" },
+	{ .name = "listen", .kind = CLI_ADDRESS, .argument = "ADDRESS:PORT", .offset = AT(lm.address),
+	  .help = "wait here for 'migrate-rdma quick', which writes the image" },
+	OPTION_TIMEOUT("with --listen: give up when no source has come by then"),
+	OPTION_PEER_TIMEOUT,
+	OPTION_INSECURE,
+	{ .name = "resume", .kind = CLI_FLAG, .offset = AT(resume),
+	  .help = "go on with a lazy restore whose program died, or that could not read the image" },
+	{ .name = "again", .kind = CLI_FLAG, .offset = AT(lm.again),
+	  .help = "also when the image has been restored before, or its guest went on: its disks must be as they were" },
+	OPTION_THREADS,
+	OPTION_LOCK("take this storage lock before the guest runs; may be repeated, in the same order as at 'save'"),
+	OPTION_HOST,
+	{ .name = "force-locks", .kind = CLI_FLAG, .offset = AT(lm.force_locks),
+	  .help = "also when somebody has held the locks since the guest was saved, or they are others" },
+	{ .name = "paused", .kind = CLI_FLAG, .offset = AT(lm.start_paused),
+	  .help = "leave the guest paused when it is restored" },
 	OPTION_PID,
 	OPTION_JSON,
 	OPTION_QUIET,
@@ -221,6 +293,12 @@ const struct cli_subcommand subcommands[] = {
 	  .options = send_options, .run = cli_send },
 	{ .name = "receive", .summary = "wait for a guest and run it on this host",
 	  .options = receive_options, .rest = CLI_REST_COMMAND, .run = cli_receive },
+	{ .name = "save", .summary = "stop a guest and write it to an image",
+	  .options = save_options, .run = cli_save },
+	{ .name = "quick", .summary = "move a guest to another host through an image, in one go",
+	  .options = quick_options, .run = cli_quick },
+	{ .name = "restore", .summary = "run the guest of an image on this host",
+	  .options = restore_options, .rest = CLI_REST_COMMAND, .run = cli_restore },
 	{ .name = "postcopy", .summary = "make a running 'send' switch over to post-copy now",
 	  .options = postcopy_options, .run = cli_postcopy },
 	{ .name = "recover", .summary = "go on with a post-copy that was interrupted",

@@ -33,9 +33,15 @@ static void row(FILE *to, const char *name, const char *value)
 	fprintf(to, "  %-13s%s", name, value);
 }
 
-static void traffic(const struct lm_summary *s, FILE *to)
+static void traffic(enum cli_side side, const struct lm_summary *s, FILE *to)
 {
 	char a[32];
+
+	if (!strcmp(s->transport, "image")) {
+		row(to, side == CLI_SIDE_RESTORE ? "read" : "written", cli_bytes_format(s->bytes, a, sizeof(a)));
+		fprintf(to, " of memory by %u threads\n", s->lanes);
+		return;
+	}
 
 	row(to, "data", cli_bytes_format(s->bytes, a, sizeof(a)));
 	fprintf(to, " in %u round%s over %u %s lane%s\n", s->rounds, s->rounds == 1 ? "" : "s", s->lanes,
@@ -131,7 +137,7 @@ void cli_summary_table(enum cli_side side, const struct lm_summary *s, FILE *to)
 		fputc('\n', to);
 	}
 	if (s->rounds || !s->postcopy.used) {
-		traffic(s, to);
+		traffic(side, s, to);
 		speed(s, to);
 	}
 	cli_summary_blackout(&s->blackout, to);
@@ -160,11 +166,15 @@ static const char *first_word(enum lm_outcome outcome)
 	}
 }
 
-static void where_is_the_guest(enum cli_side side, const struct lm_summary *s, const char *peer, FILE *to)
+static void where_is_the_guest(enum cli_side side, const struct lm_summary *s, const struct cli_place *place, FILE *to)
 {
-	char clean[256];
+	const char *peer = place->peer;
+	char clean[512];
 
-	if (side == CLI_SIDE_SEND)
+	if (side == CLI_SIDE_SAVE)
+		fprintf(to, "the guest is saved in %s; here it is paused for good\n",
+			cli_text_clean(place->image, clean, sizeof(clean)));
+	else if (side == CLI_SIDE_SEND)
 		fprintf(to, "the guest has moved to %s\n", cli_text_clean(peer ? peer : "?", clean, sizeof(clean)));
 	else
 		fprintf(to, "%s\n", s->guest_runs_here ? "the guest runs on this host" :
@@ -233,6 +243,27 @@ static void in_doubt(enum cli_side side, const struct lm_summary *s, const struc
 		"  migrate-rdma resolve %s --run-here   when it does not and never will.\n", guest, guest);
 }
 
+/* The same of a guest and its image. */
+static void advice_image(enum cli_side side, const struct lm_summary *s, const struct cli_place *place, FILE *to)
+{
+	char guest[544], clean[512];
+
+	guest_words(place, guest, sizeof(guest));
+	cli_text_clean(place->image, clean, sizeof(clean));
+	if (s->outcome == LM_OUTCOME_INTERRUPTED)
+		fprintf(to, "The guest runs here and waits where it touches memory that was not read yet. When the image can be "
+			"read again,\n  migrate-rdma restore --resume --image %s %s\n", clean, guest);
+	else if (s->outcome == LM_OUTCOME_IN_DOUBT)
+		fprintf(to, "The guest is paused here. It may run here again only when nobody can restore %s:\nremove it, then"
+			"\n  migrate-rdma resolve %s --run-here\n", clean, guest);
+	else if (s->outcome == LM_OUTCOME_VM_LOST)
+		fprintf(to, "The QEMU of this host has ended or does not answer; its own log says why.\n");
+	else if (s->outcome == LM_OUTCOME_REFUSED)
+		fprintf(to, "Nothing was touched.\n");
+	else
+		fprintf(to, side == CLI_SIDE_SAVE ? "The guest is on this host as before.\n" : "The image is as it was.\n");
+}
+
 /* What is true and what to do after a migration that was not completed. */
 static void advice(enum cli_side side, const struct lm_summary *s, const struct cli_place *place, FILE *to)
 {
@@ -269,7 +300,7 @@ void cli_summary_verdict(enum cli_side side, const struct lm_summary *s, const s
 
 	fprintf(to, "%s: ", first_word(s->outcome));
 	if (s->outcome == LM_OUTCOME_COMPLETED) {
-		where_is_the_guest(side, s, place->peer, to);
+		where_is_the_guest(side, s, place, to);
 		return;
 	}
 	cli_text_clean(s->error.msg, clean, sizeof(clean));
@@ -277,5 +308,8 @@ void cli_summary_verdict(enum cli_side side, const struct lm_summary *s, const s
 		fprintf(to, "%s\n", *clean ? clean : "no reason was given");
 	else
 		fprintf(to, "as asked\n");
-	advice(side, s, place, to);
+	if (side == CLI_SIDE_SAVE || side == CLI_SIDE_RESTORE)
+		advice_image(side, s, place, to);
+	else
+		advice(side, s, place, to);
 }
