@@ -32,158 +32,6 @@ int lm_dest_listen(struct lm_session *s, struct lm_error *err)
 	return 0;
 }
 
-/* ---- lanes ---- */
-
-/* The lane's thread, started again after LANE_OPEN: false when the source did not come. */
-static bool open_again(struct lm_session *s, unsigned lane)
-{
-	struct lm_dest_reopen *o = &s->dst.reopen;
-	int r;
-
-	if (!atomic_exchange(&o->begun, false))
-		return true;
-	r = lm_transport_reopen(s->transport, lane, &o->params, &s->dst.lane_errors[lane]);
-	atomic_store(&o->under_way, false);
-	return !r;
-}
-
-static void place_worker(void *ctx, unsigned lane)
-{
-	struct lm_session *s = ctx;
-	struct lm_error *err = &s->dst.lane_errors[lane];
-
-	if (!open_again(s, lane))
-		return;
-	while (!atomic_load_explicit(&s->dst.stop, memory_order_relaxed)) {
-		struct lm_poll_result res;
-		int r = lm_transport_poll(s->transport, lane, 100, &res, err);
-
-		/* What the last call has placed counts, however it ended. */
-		atomic_fetch_add_explicit(&s->dst.placed[lane], res.bytes, memory_order_relaxed);
-		if (r || res.closed)
-			break;
-	}
-	/* Whatever the reason, nothing more of this lane may land; the source finds out by itself. */
-	lm_transport_shut(s->transport, lane);
-}
-
-static uint64_t placed_bytes(const struct lm_session *s)
-{
-	uint64_t sum = 0;
-
-	for (unsigned i = 0; s->dst.placed && i < s->summary.lanes; i++)
-		sum += atomic_load(&s->dst.placed[i]);
-	return sum;
-}
-
-/* Until the attempt that is under way has succeeded or failed; at most LM_LANE_ACCEPT_NS. */
-static void reopen_wait(struct lm_session *s)
-{
-	const struct timespec step = { 0, 200000 };
-
-	while (atomic_load(&s->dst.reopen.under_way))
-		nanosleep(&step, NULL);
-}
-
-static void reopen_cancel(struct lm_session *s)
-{
-	uint64_t one = 1;
-
-	if (atomic_load(&s->dst.reopen.under_way) && write(s->dst.reopen.stop_fd, &one, sizeof(one)) < 0) {
-		/* The counter is at its limit: it is readable, which is all we want. */
-	}
-	reopen_wait(s);
-}
-
-/*
- * After this no byte of the source can reach guest RAM.  What it costs, the guest waits
- * for: memory stays registered until the session ends.
- */
-static void fence(struct lm_session *s)
-{
-	if (!s->transport)
-		return;
-	atomic_store(&s->dst.stop, true);
-	reopen_cancel(s); /* whose lane nobody may shut */
-	if (s->pool) {
-		for (unsigned i = 0; i < s->summary.lanes; i++)
-			lm_transport_shut(s->transport, i);
-		lm_pool_finish(s->pool);
-	}
-	lm_transport_fence(s->transport);
-}
-
-static int handle_lane_drop(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
-{
-	struct le32 answer;
-	bool attempt;
-	uint32_t lane;
-	int r = lm_wire_get_u32(msg->payload, msg->len, "LANE_DROP", &lane, err);
-
-	if (r)
-		return r;
-	if (lane >= s->summary.lanes)
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "LANE_DROP of lane %u of %u", lane, s->summary.lanes);
-	s->dst.lane_dropped = true;
-	/* Given up by the source: so do we.  Another lane's attempt goes on. */
-	attempt = s->dst.reopen.lane == lane && atomic_load(&s->dst.reopen.under_way);
-	if (attempt)
-		reopen_cancel(s);
-	if (!lm_broken("lane-drop")) {
-		lm_transport_shut(s->transport, lane);
-		lm_pool_wait_worker(s->pool, lane);
-	}
-	if (s->dst.lane_errors[lane].code)
-		lm_session_log(s, attempt ? LM_LOG_DEBUG : LM_LOG_WARN, "lane %u is dropped: %s", lane,
-			       s->dst.lane_errors[lane].msg);
-	s->dst.reopen.dropped |= UINT64_C(1) << lane;
-	answer = lm_le32(lane);
-	return lm_control_send(&s->control, LM_MSG_LANE_DROPPED, &answer, sizeof(answer),
-			       lm_session_peer_deadline(s), err);
-}
-
-static int reopen_begin(struct lm_session *s, unsigned lane, const uint8_t token[static LM_TOKEN_SIZE],
-			struct lm_error *err)
-{
-	struct lm_dest_reopen *o = &s->dst.reopen;
-	uint64_t n;
-
-	memcpy(o->params.token, token, LM_TOKEN_SIZE);
-	o->params.deadline_ns = lm_deadline_after(lm_deadline_min(LM_LANE_ACCEPT_NS, 2 * s->opt.peer_timeout_ns));
-	if (read(o->stop_fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
-		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "eventfd");
-	lm_err_clear(&s->dst.lane_errors[lane]);
-	o->lane = lane;
-	atomic_store(&o->begun, true);
-	atomic_store(&o->under_way, true);
-	if (lm_pool_restart_worker(s->pool, lane))
-		return 0;
-	atomic_store(&o->begun, false);
-	atomic_store(&o->under_way, false);
-	return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "LANE_OPEN of lane %u, which works", lane);
-}
-
-/*
- * A lane that was dropped comes back.  What it was before can reach nothing any more, and its
- * thread has ended: that is what LANE_DROPPED has said, so a lane that was not dropped is refused.
- */
-static int handle_lane_open(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
-{
-	uint8_t token[LM_TOKEN_SIZE];
-	unsigned lane;
-	int r = lm_wire_get_lane_open(msg->payload, msg->len, s->summary.lanes, &lane, token, err);
-
-	if (r)
-		return r;
-	if (!s->transport->ops->reopen)
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "LANE_OPEN, which this transport cannot");
-	if (!(s->dst.reopen.dropped >> lane & 1))
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "LANE_OPEN of lane %u, which was not dropped", lane);
-	s->dst.reopen.dropped &= ~(UINT64_C(1) << lane);
-	lm_session_log(s, LM_LOG_DEBUG, "lane %u: the source tries it again", lane);
-	return reopen_begin(s, lane, token, err);
-}
-
 /* ---- opening ---- */
 
 static int check_vm(const struct lm_session *s, const struct lm_open *o, struct lm_error *err)
@@ -339,7 +187,7 @@ static int open_lanes(struct lm_session *s, struct lm_transport_params *p, struc
 	r = lm_session_be_patient(s, true, err);
 	if (r)
 		return r;
-	lm_pool_start(s->pool, place_worker, s);
+	lm_pool_start(s->pool, lm_dest_place_worker, s);
 	return lm_control_send(&s->control, LM_MSG_READY, keys, s->ram.nregions * sizeof(keys[0]),
 			       lm_session_peer_deadline(s), err);
 }
@@ -490,10 +338,10 @@ static int handle_saved(struct lm_session *s, const struct lm_msg *msg, struct l
 	int r;
 
 	shutdown(s->dst.state_fd, SHUT_WR); /* the VM loads meanwhile */
-	fence(s);
+	lm_dest_fence(s);
 	fenced = lm_now_ns();
 	/* After the lanes' threads have ended: the flush is confirmed before its bytes are counted. */
-	s->summary.bytes = placed_bytes(s);
+	s->summary.bytes = lm_dest_placed_bytes(s);
 	r = check_saved(s, msg, err);
 	if (!r)
 		r = lm_vm_state_wait(s->vm, lm_session_vm_deadline(s), err);
@@ -593,16 +441,16 @@ struct dest_rule {
 
 static const struct dest_rule rules[] = {
 	{ LM_DEST_OPENING, LM_MSG_OPEN, handle_open, LM_DEST_COPYING },
-	{ LM_DEST_COPYING, LM_MSG_LANE_DROP, handle_lane_drop, LM_DEST_COPYING },
-	{ LM_DEST_COPYING, LM_MSG_LANE_OPEN, handle_lane_open, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_LANE_DROP, lm_dest_lane_drop, LM_DEST_COPYING },
+	{ LM_DEST_COPYING, LM_MSG_LANE_OPEN, lm_dest_lane_open, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_POSTCOPY, lm_postcopy_arm, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_POSTCOPY_KEYS, lm_postcopy_keys, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_LEFT, lm_postcopy_left, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_LOCK_ANNOUNCE, lm_handover_prepare, LM_DEST_COPYING },
 	{ LM_DEST_COPYING, LM_MSG_PREPARE, handle_prepare, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_LEFT, lm_postcopy_left, LM_DEST_PREPARED },
-	{ LM_DEST_PREPARED, LM_MSG_LANE_DROP, handle_lane_drop, LM_DEST_PREPARED },
-	{ LM_DEST_PREPARED, LM_MSG_LANE_OPEN, handle_lane_open, LM_DEST_PREPARED },
+	{ LM_DEST_PREPARED, LM_MSG_LANE_DROP, lm_dest_lane_drop, LM_DEST_PREPARED },
+	{ LM_DEST_PREPARED, LM_MSG_LANE_OPEN, lm_dest_lane_open, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_STATE, handle_state, LM_DEST_PREPARED },
 	{ LM_DEST_PREPARED, LM_MSG_SAVED, handle_saved, LM_DEST_LOADED },
 	{ LM_DEST_LOADED, LM_MSG_LOCK_OFFER, lm_handover_offered, LM_DEST_LOADED },
@@ -618,7 +466,7 @@ static int dispatch(struct lm_session *s, const struct lm_msg *msg, struct lm_er
 			continue;
 		/* Whatever follows may need what an attempt uses, such as the listener; LANE_DROP ends it. */
 		if (msg->type != LM_MSG_LANE_DROP)
-			reopen_wait(s);
+			lm_dest_reopen_wait(s);
 		r = rules[i].handle(s, msg, err);
 		if (!r)
 			s->dst.state = rules[i].next;
@@ -752,7 +600,7 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 	if (!r)
 		r = serve(s, err);
 	if (r) {
-		fence(s);
+		lm_dest_fence(s);
 		lm_dest_undo(s, err);
 		return r;
 	}
@@ -766,7 +614,7 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 
 void lm_dest_cleanup(struct lm_session *s)
 {
-	fence(s);
+	lm_dest_fence(s);
 	lm_close_fd(&s->dst.state_fd);
 	lm_close_fd(&s->dst.listen_fd);
 	if (s->dst.reopen.params.nlanes)

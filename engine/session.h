@@ -228,6 +228,16 @@ int lm_postcopy_pull_image(struct lm_session *s, struct lm_error *err);
 /* A post-copy whose engine died: pager and state are taken over. */
 int lm_postcopy_take_over(struct lm_session *s, struct lm_error *err);
 void lm_postcopy_dest_end(struct lm_session *s);
+/* dest_lanes.c */
+void lm_dest_place_worker(void *session, unsigned lane); /* a lane's thread */
+/* Bytes that the lanes have placed; any thread. */
+uint64_t lm_dest_placed_bytes(const struct lm_session *s);
+/* Until no lane's return is under way; at most LM_LANE_ACCEPT_NS. */
+void lm_dest_reopen_wait(struct lm_session *s);
+/* After this no byte of the source can reach guest RAM.  May be called again. */
+void lm_dest_fence(struct lm_session *s);
+int lm_dest_lane_drop(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+int lm_dest_lane_open(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
 /* dest.c: the next connection that speaks our protocol, at most until the deadline. */
 int lm_dest_accept(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
 int lm_dest_check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err);
