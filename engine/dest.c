@@ -19,6 +19,9 @@
 
 /* A stranger on our port has so long to say HELLO. */
 #define HELLO_TIMEOUT_NS (2 * LM_NS_PER_S)
+/* Device state that --verify holds back, bytes. */
+#define HELD_START (1u << 20)
+#define HELD_MAX   (1u << 30)
 
 int lm_dest_listen(struct lm_session *s, struct lm_error *err)
 {
@@ -288,14 +291,48 @@ int lm_dest_write_state(struct lm_session *s, const uint8_t *p, size_t len, stru
 	return 0;
 }
 
+/*
+ * Loading writes to guest memory here and there (KVM renews the guest's clock page), so with
+ * --verify the VM gets its state when the memory was compared.
+ */
+static bool holds_state(const struct lm_session *s)
+{
+	return s->dst.open.verify && !lm_broken("verify-hold");
+}
+
+static int hold_state(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
+{
+	size_t need = s->dst.state_bytes + msg->len, room = s->dst.held_room ? s->dst.held_room : HELD_START;
+	uint8_t *p;
+
+	if (need > HELD_MAX)
+		return lm_err(err, -E2BIG, LM_SCOPE_SESSION, "the device state is larger than %u MiB: migrate without --verify",
+			      HELD_MAX >> 20);
+	while (room < need)
+		room *= 2;
+	p = room > s->dst.held_room ? realloc(s->dst.held, room) : s->dst.held;
+	if (!p)
+		return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
+	s->dst.held = p;
+	s->dst.held_room = room;
+	memcpy(p + s->dst.state_bytes, msg->payload, msg->len);
+	return 0;
+}
+
 static int handle_state(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
 {
+	int r;
+
 	if (msg->len > LM_WIRE_STATE_MAX)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent a bad message: STATE length");
 	if (!s->dst.state_bytes && lm_session_stage(s, "loading", err))
 		return err->code;
+	if (holds_state(s))
+		r = hold_state(s, msg, err);
+	else
+		r = lm_dest_write_state(s, msg->payload, msg->len, err);
 	s->dst.state_bytes += msg->len;
-	return lm_dest_write_state(s, msg->payload, msg->len, err);
+	return r;
 }
 
 static int check_saved(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
@@ -320,7 +357,9 @@ static int check_saved(struct lm_session *s, const struct lm_msg *msg, struct lm
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "not all pages that stay behind were named");
 	if (!s->dst.open.verify)
 		return 0;
-	r = lm_ram_hash(&s->ram, hash, err);
+	r = lm_fault_point("comparing", err);
+	if (!r)
+		r = lm_ram_hash(&s->ram, hash, err);
 	if (!r && memcmp(hash, saved.ram_hash, sizeof(hash)))
 		r = lm_err(err, -EBADMSG, LM_SCOPE_SESSION,
 			   "--verify: the guest's memory differs from the source's: please report this");
@@ -337,12 +376,17 @@ static int handle_saved(struct lm_session *s, const struct lm_msg *msg, struct l
 	int64_t begin = lm_now_ns(), fenced;
 	int r;
 
-	shutdown(s->dst.state_fd, SHUT_WR); /* the VM loads meanwhile */
+	if (!holds_state(s))
+		shutdown(s->dst.state_fd, SHUT_WR); /* the VM loads meanwhile */
 	lm_dest_fence(s);
 	fenced = lm_now_ns();
 	/* After the lanes' threads have ended: the flush is confirmed before its bytes are counted. */
 	s->summary.bytes = lm_dest_placed_bytes(s);
 	r = check_saved(s, msg, err);
+	if (!r && holds_state(s)) {
+		r = lm_dest_write_state(s, s->dst.held, s->dst.state_bytes, err);
+		shutdown(s->dst.state_fd, SHUT_WR);
+	}
 	if (!r)
 		r = lm_vm_state_wait(s->vm, lm_session_vm_deadline(s), err);
 	if (r)
@@ -619,6 +663,8 @@ void lm_dest_cleanup(struct lm_session *s)
 	lm_close_fd(&s->dst.listen_fd);
 	if (s->dst.reopen.params.nlanes)
 		lm_close_fd(&s->dst.reopen.stop_fd);
+	free(s->dst.held);
+	s->dst.held = NULL;
 	free(s->dst.placed);
 	free(s->dst.lane_errors);
 	s->dst.placed = NULL;

@@ -66,6 +66,8 @@ struct lm_dest {
 	_Atomic uint64_t *placed; /* data bytes, per lane, written by the lane's thread */
 	_Atomic bool stop;        /* lane threads end */
 	uint64_t state_bytes;
+	uint8_t *held;            /* the device state, when --verify holds it back; held_room bytes */
+	size_t held_room;
 	int64_t load_ns;
 	bool load_begun, committed, lane_dropped;
 	bool may_have_run; /* the VM was told to run and has not said that it did not */

@@ -207,11 +207,30 @@ static int vm_state_save(struct lm_vm *vm, int64_t deadline_ns, struct lm_error 
 	return inject(&f->st->config.fail_save, "save", err);
 }
 
+static void *load_writes(void *arg)
+{
+	struct fakevm *f = arg;
+	char byte;
+
+	if (recv(f->state_fd, &byte, 1, MSG_PEEK) == 1)
+		f->st->ram[0][0] ^= 1;
+	return NULL;
+}
+
+static void loader_end(struct fakevm *f)
+{
+	if (f->st->loading)
+		pthread_join(f->st->loader, NULL);
+	f->st->loading = false;
+}
+
 static int vm_state_load(struct lm_vm *vm, int state_fd, struct lm_error *err)
 {
 	struct fakevm *f = fake_of(vm);
 
 	f->state_fd = dup(state_fd);
+	if (f->st->config.load_writes)
+		f->st->loading = !pthread_create(&f->st->loader, NULL, load_writes, f);
 	return inject(&f->st->config.fail_load, "load", err);
 }
 
@@ -223,6 +242,7 @@ static int vm_state_wait(struct lm_vm *vm, int64_t deadline_ns, struct lm_error 
 	ssize_t n;
 
 	(void)deadline_ns;
+	loader_end(f);
 	while ((n = read(f->state_fd, buf, sizeof(buf))) > 0) {
 		for (ssize_t i = 0; i < n; i++)
 			if (buf[i] != (uint8_t)((done + (size_t)i) * 7))
@@ -270,6 +290,7 @@ static void vm_detach(struct lm_vm *vm)
 	struct fakevm *f = fake_of(vm);
 
 	atomic_fetch_add(&f->st->detaches, 1);
+	loader_end(f);
 	lm_close_fd(&f->state_fd);
 	free(f);
 }

@@ -23,6 +23,7 @@ struct fakevm_config {
 	/* faults */
 	int fail_drain, fail_pause, fail_save, fail_load, fail_wait, fail_resume; /* errno to return, once */
 	bool stopped_meanwhile;  /* somebody has paused the guest when pause_start looks */
+	bool load_writes;        /* destination: loading changes the first byte of RAM, as soon as state comes */
 	bool layout_changes;     /* regions() says something else from the second call on */
 };
 
@@ -44,6 +45,8 @@ struct fakevm_state {
 	/* fakevm_pager.c */
 	int uffd; /* the VM's own descriptor: what is not placed stays hidden while it is open; -1: none */
 	_Atomic unsigned pagers, finishes;
+	pthread_t loader;
+	bool loading;
 	_Atomic int fail_place; /* errno of the next place, once */
 };
 

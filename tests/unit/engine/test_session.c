@@ -151,6 +151,43 @@ static void verify_agrees(void **state)
 	pair_free(p);
 }
 
+/* KVM renews the guest's clock page when the state is loaded. */
+static struct pair *loading_writes(void)
+{
+	struct pair *p = pair_new(&small);
+
+	p->src_opt.verify = true;
+	p->b->config.load_writes = true;
+	fakevm_fill(p->a, 60, 1);
+	setenv("LM_FAULT", "comparing:sleep=300", 1);
+	pair_run(p);
+	unsetenv("LM_FAULT");
+	return p;
+}
+
+static void verify_looks_before_the_state_is_loaded(void **state)
+{
+	struct pair *p = loading_writes();
+
+	(void)state;
+	if (p->src_ret || p->dst_ret)
+		fail_msg("source: %s; destination: %s", p->src_err.msg, p->dst_err.msg);
+	assert_false(fakevm_ram_equal(p->a, p->b));
+	pair_free(p);
+}
+
+static void without_holding_the_state_back_verify_complains(void **state)
+{
+	struct pair *p;
+
+	(void)state;
+	setenv("LM_BREAK", "verify-hold", 1);
+	p = loading_writes();
+	unsetenv("LM_BREAK");
+	assert_stayed(p, LM_OUTCOME_ABORTED);
+	pair_free(p);
+}
+
 static void old_content_of_the_destination_is_replaced(void **state)
 {
 	struct pair *p = pair_new(&small);
@@ -486,6 +523,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_busy_guest_moves_with_equal_memory),
 		cmocka_unit_test(verify_agrees),
+		cmocka_unit_test(verify_looks_before_the_state_is_loaded),
+		cmocka_unit_test(without_holding_the_state_back_verify_complains),
 		cmocka_unit_test(old_content_of_the_destination_is_replaced),
 		cmocka_unit_test(discarded_memory_reads_as_zero_at_the_destination),
 		cmocka_unit_test(without_looking_for_discarded_memory_it_stays),
