@@ -4,6 +4,9 @@
 # To be sourced by tests that move a guest between the hosts a and b, after lab.sh: ENGINE and GUEST are
 # $engine and $guest, LAB_A, LAB_B and LAB_B_ADDR say where (tools/lab/README.md).  The guest checks its memory.
 mib=96
+machine='-accel tcg,tb-size=32 -cpu max -M q35,memory-backend=ram0'
+boot=(-kernel "$guest" -append 'mb=56 rate=150')
+boot_seconds=40
 send_options='' receive_options='' # of every engine
 dir=$(mktemp -d)
 ram=/dev/shm/lm-moved-$$
@@ -20,10 +23,9 @@ qemu()
 {
 	local side=$1
 
-	echo qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -accel tcg,tb-size=32 \
-		-cpu max -M q35,memory-backend=ram0 -m ${mib}M \
+	echo qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot "$machine" -m ${mib}M \
 		-object "memory-backend-file,id=ram0,size=${mib}M,mem-path=$ram-$side,share=on" \
-		-serial "file:$dir/serial-$side" -kernel "$guest"
+		-serial "file:$dir/serial-$side"
 }
 
 said()
@@ -42,12 +44,12 @@ start()
 {
 	rm -f "$dir"/* "$ram"-*
 	# shellcheck disable=SC2046
-	$(qemu a) -append "mb=56 rate=150" -qmp "unix:$dir/a.qmp,server=on,wait=off" &
+	$(qemu a) "${boot[@]}" -qmp "unix:$dir/a.qmp,server=on,wait=off" &
 	source_pid=$!
-	eventually 40 said "$dir/serial-a" READY
+	eventually "$boot_seconds" said "$dir/serial-a" READY
 	# shellcheck disable=SC2046,SC2086
 	$LAB_B "$engine" receive --listen "${b_addr[0]}:7777" --insecure --json $receive_options -- \
-		$(qemu b) -append "mb=56 rate=150" >"$dir/receive" 2>&1 &
+		$(qemu b) "${boot[@]}" >"$dir/receive" 2>&1 &
 	receive_pid=$!
 	eventually 40 said "$dir/receive" '"listening"'
 }
