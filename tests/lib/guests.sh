@@ -9,6 +9,7 @@ boot=(-kernel "$guest" -append 'mb=56 rate=150')
 boot_seconds=40
 send_options='' receive_options='' # of every engine
 dir=$(mktemp -d)
+export XDG_RUNTIME_DIR=$dir # for the sockets of the QEMUs that receive starts
 ram=/dev/shm/lm-moved-$$
 # shellcheck disable=SC2317,SC2329 # called by the trap, and by who sets another
 remove_files()
@@ -42,7 +43,7 @@ ticks()
 # In the background: the guest on host a, and a destination that waits for it.
 start()
 {
-	rm -f "$dir"/* "$ram"-*
+	rm -rf "${dir:?}"/* "$ram"-*
 	# shellcheck disable=SC2046
 	$(qemu a) "${boot[@]}" -qmp "unix:$dir/a.qmp,server=on,wait=off" &
 	source_pid=$!
