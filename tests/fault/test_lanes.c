@@ -99,8 +99,15 @@ static void without_the_drop_old_pages_land_on_new_ones(struct rig *rig)
 	char where[128];
 	struct move m;
 
-	assert_int_equal(move_past_a_slow_lane(rig, &m, "lane-drop"), 0);
-	assert_false(rig_ram_equal(m.a, m.b, where, sizeof(where)));
+	/* Whether a page changed while its old content waited is a matter of time: on a loaded machine not each time. */
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(move_past_a_slow_lane(rig, &m, "lane-drop"), 0);
+		if (!rig_ram_equal(m.a, m.b, where, sizeof(where)))
+			return;
+		rig_vm_end(m.a);
+		rig_vm_end(m.b);
+	}
+	fail_msg("nothing of it was seen");
 }
 
 /* Until the time is out the guest runs at the source, and what it writes is seen: the retry moves all of it. */
