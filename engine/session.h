@@ -242,8 +242,10 @@ int lm_dest_lane_drop(struct lm_session *s, const struct lm_msg *msg, struct lm_
 int lm_dest_lane_open(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
 /* dest.c: the next connection that speaks our protocol, at most until the deadline. */
 int lm_dest_accept(struct lm_session *s, int64_t deadline_ns, struct lm_error *err);
+/* dest_open.c: the same guest on both sides; and the handler of OPEN */
 int lm_dest_check_open(const struct lm_session *s, const struct lm_open *o, struct lm_error *err);
-/* A source that is at work pings: it is waited for as long as it does. */
+int lm_dest_handle_open(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+/* dest.c: a source that is at work pings: it is waited for as long as it does. */
 int lm_dest_next_message(struct lm_session *s, struct lm_msg *msg, struct lm_error *err);
 /* The VM waits for its device state, which lm_dest_write_state() gives it. */
 int lm_dest_begin_load(struct lm_session *s, struct lm_error *err);
