@@ -52,7 +52,7 @@ void linux_prepare_or_skip(struct rig *rig, char initrd[RIG_PATH_MAX])
 struct rig_config linux_config(const char *initrd, const char *append, const char *const *devices)
 {
 	struct rig_config c = {
-		.mb = 256, .cpu = "Nehalem", .kernel = LINUX_DIR "/vmlinuz", .append = append, .console = true,
+		.mb = 256, .cpu = "Nehalem", .kernel = LINUX_DIR "/vmlinux", .append = append, .console = true,
 		.extra = { "-initrd", initrd },
 	};
 

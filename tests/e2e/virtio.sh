@@ -7,13 +7,15 @@
 # modules.  This makes OUTDIR/virtio.cpio, to be appended to the Linux guest's
 # initramfs (the kernel unpacks one archive after the other): the modules of the
 # disk and the balloon, and an init that loads them and goes on with the guest's
-# own.  Kernel and modules must be of one package, so OUTDIR/vmlinuz comes from
+# own.  Kernel and modules must be of one package, so OUTDIR/vmlinux comes from
 # here, too; prepare.sh leaves it alone when it is there.
 set -eu
 
 META=linux-image-cloud-amd64
 MODULES='virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk virtio_balloon'
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=/dev/null
+. "$here/../../tools/vmlinux.sh"
 
 fail()
 {
@@ -24,7 +26,7 @@ fail()
 [ $# -eq 1 ] || fail "usage: virtio.sh OUTDIR"
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
-for program in apt-cache apt-get dpkg-deb cpio; do
+for program in apt-cache apt-get dpkg-deb cpio lz4; do
 	command -v "$program" >/dev/null || fail "$program is needed"
 done
 
@@ -47,7 +49,9 @@ unpack_kernel()
 		find "$tmp/root/lib/modules" -name "$m.ko" -exec cp '{}' "$out/modules/" ';'
 		[ -s "$out/modules/$m.ko" ] || fail "$package has no $m.ko"
 	done
-	mv "$tmp"/root/boot/vmlinuz-* "$out/vmlinuz"
+	vmlinux_extract "$tmp"/root/boot/vmlinuz-* "$tmp/vmlinux" ||
+		fail "$package is packed in a way that is not known"
+	mv "$tmp/vmlinux" "$out/vmlinux"
 	rm -rf "$tmp"
 }
 
@@ -74,7 +78,7 @@ make_cpio()
 # The same lock as prepare.sh.
 exec 9>"$out/lock"
 flock 9
-if [ ! -s "$out/vmlinuz" ] || [ ! -s "$out/modules/virtio_balloon.ko" ]; then
+if [ ! -s "$out/vmlinux" ] || [ ! -s "$out/modules/virtio_balloon.ko" ]; then
 	unpack_kernel
 fi
 make_cpio

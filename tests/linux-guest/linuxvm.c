@@ -122,7 +122,7 @@ static void add2(struct args *a, const char *option, const char *value)
 static void build(struct args *a, const struct linux_programs *p,
 		  const struct linux_config *c)
 {
-	snprintf(a->kernel, TEXT, "%s/vmlinuz", p->out);
+	snprintf(a->kernel, TEXT, "%s/vmlinux", p->out);
 	snprintf(a->initrd, TEXT, "%s/initramfs.cpio", p->out);
 	snprintf(a->append, TEXT, "console=ttyS0 quiet panic=-1 mitigations=off"
 		 " random.trust_cpu=on %s", c->workload);

@@ -3,14 +3,16 @@
 #
 # prepare.sh OUTDIR WORKLOAD
 #
-# Makes OUTDIR/vmlinuz from Debian's cloud kernel package (which is unpacked,
+# Makes OUTDIR/vmlinux from Debian's cloud kernel package (which is unpacked,
 # not installed) and OUTDIR/initramfs.cpio with busybox and the static program
 # WORKLOAD.  What is there and up to date is left alone, so that a prepared
-# directory needs no network.  To get a newer kernel remove OUTDIR/vmlinuz.
+# directory needs no network.  To get a newer kernel remove OUTDIR/vmlinux.
 set -eu
 
 META=linux-image-cloud-amd64
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=/dev/null
+. "$here/../../tools/vmlinux.sh"
 
 fail()
 {
@@ -41,6 +43,7 @@ unpack_kernel()
 {
 	need apt-get apt
 	need dpkg-deb dpkg
+	need lz4 lz4
 	package=$(kernel_package)
 	[ -n "$package" ] ||
 		fail "apt knows no $META; run 'apt-get update' first"
@@ -52,7 +55,9 @@ unpack_kernel()
 		fail "cannot download $package; run 'apt-get update' first"
 	}
 	dpkg-deb -x "$tmp"/*.deb "$tmp/root"
-	mv "$tmp"/root/boot/vmlinuz-* "$out/vmlinuz"
+	vmlinux_extract "$tmp"/root/boot/vmlinuz-* "$tmp/vmlinux" ||
+		fail "$package is packed in a way that is not known"
+	mv "$tmp/vmlinux" "$out/vmlinux"
 	rm -rf "$tmp"
 }
 
@@ -80,7 +85,7 @@ make_initramfs()
 exec 9>"$out/lock"
 flock 9
 
-[ -s "$out/vmlinuz" ] || unpack_kernel
+[ -s "$out/vmlinux" ] || unpack_kernel
 for source in "$workload" "$here/init" "$here/prepare.sh"; do
 	if [ ! -s "$out/initramfs.cpio" ] ||
 	   [ "$source" -nt "$out/initramfs.cpio" ]; then
