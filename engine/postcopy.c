@@ -25,3 +25,23 @@ bool lm_secret_equal(const uint8_t a[static LM_TOKEN_SIZE], const uint8_t b[stat
 		differ |= a[i] ^ b[i];
 	return !differ;
 }
+
+void lm_postcopy_tell_lanes(struct lm_session *s, uint64_t failed,
+			    const char *(*why)(const struct lm_session *s, unsigned lane))
+{
+	unsigned n = s->pull.nlanes + 1;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct lm_event e = { .type = LM_EVENT_LANE };
+
+		if (!((failed & ~s->pull.failed_told) >> i & 1))
+			continue;
+		s->pull.failed_told |= UINT64_C(1) << i;
+		e.u.lane.lane = i;
+		e.u.lane.live = n - (unsigned)__builtin_popcountll(s->pull.failed_told);
+		e.u.lane.why = why(s, i);
+		lm_session_log(s, LM_LOG_WARN, "post-copy: lane %u of %u%s is lost (%s)", i, n,
+			       i + 1 == n ? ", that for faults," : "", e.u.lane.why);
+		lm_session_event(s, &e);
+	}
+}

@@ -13,11 +13,6 @@
 #include "testhook.h"
 
 #define STATUS_NS (200 * LM_NS_PER_MS)
-/* Stretches of whole pages that the guest gets back at once, so that touching them costs nothing. */
-#define RELEASE_PAGES 512
-#define RELEASE_MAX 256
-/* Whole pages between them are shown so many at a time (a multiple of 64): 2 ms. */
-#define SHOW_PAGES 4096
 
 /* ---- opening the lanes ---- */
 
@@ -27,6 +22,7 @@ static int close_lanes(struct lm_session *s)
 	lm_transport_free(s->pull.transport);
 	s->pull.transport = NULL;
 	s->pull.bound = false;
+	s->pull.failed_told = 0;
 	return 0;
 }
 
@@ -187,99 +183,6 @@ int lm_postcopy_left(struct lm_session *s, const struct lm_msg *msg, struct lm_e
 
 /* ---- while the guest runs ---- */
 
-static void end_showing(struct lm_postcopy_session *p)
-{
-	lm_pageset_fini(&p->watched);
-	lm_pageset_fini(&p->to_show);
-}
-
-/*
- * What came in pre-copy is whole, and every first touch of it is a fault all the same:
- * without this the guest ran at an eighth of its speed until it had touched its memory
- * once.  Long stretches are released: a touch of them costs nothing, not even a look of
- * ours.  The kernel splits its map of the process for each of them, so they are few, and
- * what lies between is shown step by step while the rest is fetched.
- */
-static void release_whole(struct lm_session *s)
-{
-	unsigned left = RELEASE_MAX;
-	struct lm_error e = { 0 };
-
-	for (unsigned i = 0; i < s->ram.nregions; i++) {
-		uint64_t page = 0, first, n, unit = s->ram.regions[i].page_size >> LM_PAGE_SHIFT;
-
-		while (left && lm_arrival_whole_stretch(&s->pull.puller.arrival, i, &page,
-							 unit > RELEASE_PAGES ? unit : RELEASE_PAGES, &first, &n)) {
-			left--;
-			if (lm_pager_release(s->pull.pager, i, first, n, &e)) {
-				lm_session_log(s, LM_LOG_DEBUG, "pages stay watched: %s", e.msg);
-				return;
-			}
-			lm_bitmap_clear_range(&s->pull.watched.maps[i], first, n);
-		}
-	}
-}
-
-/* Only on tmpfs: a huge page that is whole is a stretch by itself.  Without memory nothing is shown early. */
-static void begin_showing(struct lm_session *s)
-{
-	struct lm_postcopy_session *p = &s->pull;
-
-	if (lm_pageset_init(&p->watched, &s->ram) || lm_pageset_init(&p->to_show, &s->ram)) {
-		end_showing(p);
-		p->show_region = s->ram.nregions;
-		return;
-	}
-	for (unsigned i = 0; i < s->ram.nregions; i++)
-		if (s->ram.regions[i].page_size == LM_PAGE_SIZE)
-			lm_bitmap_set_range(&p->watched.maps[i], 0, p->watched.maps[i].nbits);
-	release_whole(s);
-}
-
-/* Of [first, first + n): those that are whole, watched, and there.  A hole stays one until it is touched. */
-static int to_be_shown(struct lm_session *s, unsigned region, uint64_t first, uint64_t n, struct lm_bitmap *ret,
-		       struct lm_error *err)
-{
-	const struct lm_bitmap *watched = &s->pull.watched.maps[region];
-	uint64_t ignored;
-	int r;
-
-	if (!lm_bitmap_next_run(watched, first, first + n, &ignored))
-		return 0;
-	r = lm_region_existing(&s->ram.regions[region], first, n, ret, err);
-	for (uint64_t w = first / 64; w < (first + n + 63) / 64; w++)
-		ret->words[w] &= watched->words[w];
-	lm_arrival_mask_whole(&s->pull.puller.arrival, region, first, n, ret);
-	return r;
-}
-
-/* A step; false when all has been shown.  What is missing still is shown as it comes. */
-static bool show_some(struct lm_session *s)
-{
-	struct lm_postcopy_session *p = &s->pull;
-	uint64_t first = p->show_page, pos, end, at, n;
-	unsigned region = p->show_region;
-	struct lm_error e = { 0 };
-	struct lm_bitmap *pages;
-	int r;
-
-	if (region == s->ram.nregions)
-		return false;
-	pages = &p->to_show.maps[region];
-	end = pages->nbits - first < SHOW_PAGES ? pages->nbits : first + SHOW_PAGES;
-	r = to_be_shown(s, region, first, end - first, pages, &e);
-	for (pos = first; !r && (n = lm_bitmap_next_run(pages, pos, end, &at)); pos = at + n)
-		r = lm_pager_place(p->pager, region, at, n, &e);
-	if (r)
-		lm_session_log(s, LM_LOG_DEBUG, "pages are shown when they are touched: %s", e.msg);
-	p->show_page = end;
-	if (r || end == pages->nbits) {
-		p->show_page = 0;
-		p->show_region = r ? s->ram.nregions : region + 1;
-	}
-	return true;
-}
-
 static void collect_stats(struct lm_session *s)
 {
 	struct lm_postcopy_stats *stats = &s->summary.postcopy;
@@ -346,6 +249,11 @@ static int listen_to_source(struct lm_session *s, struct lm_error *err)
 	return r;
 }
 
+static const char *lane_error(const struct lm_session *s, unsigned lane)
+{
+	return s->pull.puller.lanes[lane].error.msg;
+}
+
 /* Until nothing is missing (0), the source is lost (an error) or the VM (scope VM). */
 static int fetch_rest(struct lm_session *s, struct lm_error *err)
 {
@@ -360,12 +268,13 @@ static int fetch_rest(struct lm_session *s, struct lm_error *err)
 					 { .fd = s->control.stream ? lm_control_fd(&s->control) : -1, .events = POLLIN },
 					 { .fd = s->vm->pidfd, .events = POLLIN } };
 
-		poll(fds, 3, show_some(s) ? 0 : 100);
+		poll(fds, 3, lm_postcopy_show_some(s) ? 0 : 100);
 		if (read(p->event_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 			return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "eventfd");
 		r = vm_error(s, err);
+		lm_postcopy_tell_lanes(s, atomic_load(&p->failed), lane_error);
 		if (!r && lm_puller_missing(p) && atomic_load(&p->lost))
-			r = lm_err(err, -ECONNRESET, LM_SCOPE_SESSION, "a lane was lost");
+			r = lm_err(err, -ECONNRESET, LM_SCOPE_SESSION, "no lane is left");
 		if (!r)
 			r = listen_to_source(s, err);
 		if (!r && lm_now_ns() - last > STATUS_NS) {
@@ -534,7 +443,7 @@ int lm_postcopy_pull(struct lm_session *s, struct lm_error *err)
 	if (!r && s->pull.state.head->whole)
 		return end(s, err);
 	s->control.cancel_fd = -1; /* there is no way back */
-	begin_showing(s);
+	lm_postcopy_show_begin(s);
 	if (s->recovering)
 		r = lm_err(&e, -ENOTCONN, LM_SCOPE_SESSION, "its engine or ours ended");
 	for (;;) {
@@ -570,7 +479,7 @@ int lm_postcopy_pull_image(struct lm_session *s, struct lm_error *err)
 	if (!r && s->pull.state.head->whole)
 		return end(s, err);
 	if (!r) {
-		begin_showing(s);
+		lm_postcopy_show_begin(s);
 		r = fetch_rest(s, err);
 	}
 	if (!r)
@@ -621,7 +530,7 @@ void lm_postcopy_dest_end(struct lm_session *s)
 	if (s->side != LM_DEST)
 		return;
 	close_lanes(s);
-	end_showing(&s->pull);
+	lm_postcopy_show_end(&s->pull);
 	lm_puller_fini(&s->pull.puller);
 	if (s->pull.pager && !s->dst.committed && !s->recovering) {
 		if (!s->dst.load_begun && lm_pager_finish(s->pull.pager, &e))

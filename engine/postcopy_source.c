@@ -34,7 +34,9 @@ static void answer_worker(void *ctx, unsigned lane)
 			break;
 	}
 	lm_transport_shut(s->pull.transport, lane);
-	atomic_store(&s->pull.lost, true);
+	if (err->code)
+		atomic_fetch_or(&s->pull.failed, UINT64_C(1) << lane);
+	atomic_fetch_add(&s->pull.ended, 1);
 }
 
 static void close_lanes(struct lm_session *s)
@@ -80,7 +82,9 @@ static int threads_start(struct lm_session *s, struct lm_error *err)
 	for (unsigned i = 0; i < n; i++)
 		lm_err_clear(&s->pull.lane_errors[i]);
 	atomic_store(&s->pull.stop, false);
-	atomic_store(&s->pull.lost, false);
+	atomic_store(&s->pull.ended, 0);
+	atomic_store(&s->pull.failed, 0);
+	s->pull.failed_told = 0;
 	lm_pool_start(s->pull.pool, answer_worker, s);
 	return 0;
 }
@@ -227,6 +231,11 @@ static void account(struct lm_session *s, const struct lm_postcopy_stats *stats)
 	lm_postcopy_event(s, &s->summary.postcopy);
 }
 
+static const char *lane_error(const struct lm_session *s, unsigned lane)
+{
+	return s->pull.lane_errors[lane].msg;
+}
+
 /* 1: the destination has everything. */
 static int handle(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
 {
@@ -236,9 +245,13 @@ static int handle(struct lm_session *s, const struct lm_msg *msg, struct lm_erro
 	switch (msg->type) {
 	case LM_MSG_MISSING:
 		r = lm_wire_get_missing(msg->payload, msg->len, &stats, err);
-		if (!r)
-			account(s, &stats);
-		return r;
+		if (r)
+			return r;
+		account(s, &stats);
+		/* With pages missing still it was not the destination that closed them. */
+		if (stats.missing_pages)
+			lm_postcopy_tell_lanes(s, atomic_load(&s->pull.failed), lane_error);
+		return 0;
 	case LM_MSG_WHOLE:
 		return 1;
 	case LM_MSG_RESUMED: /* of a COMMIT whose answer was waited for no longer */
@@ -280,12 +293,13 @@ static int answer(struct lm_session *s, struct lm_error *err)
 			r = tick(s, err);
 		if (r)
 			return r;
-		if (!atomic_load(&s->pull.lost))
+		/* While one is left the destination goes on; it knows better than we which work. */
+		if (atomic_load(&s->pull.ended) <= s->pull.nlanes)
 			continue;
 		if (!closing)
 			closing = lm_now_ns();
 		if (lm_now_ns() - closing > LAST_WORD_NS)
-			return lm_err(err, -ECONNRESET, LM_SCOPE_SESSION, "a lane was lost");
+			return lm_err(err, -ECONNRESET, LM_SCOPE_SESSION, "no lane is left");
 	}
 }
 

@@ -144,6 +144,21 @@ static int lane_poll(struct lm_puller *p, unsigned lane, int timeout_ms, int wak
 	return r;
 }
 
+static bool fault_lane_failed(struct lm_puller *p)
+{
+	return atomic_load(&p->failed) >> p->nlanes & 1;
+}
+
+static void lane_failed(struct lm_puller *p, unsigned lane)
+{
+	uint64_t background = (UINT64_C(1) << p->nlanes) - 1;
+	uint64_t bit = UINT64_C(1) << lane, failed = atomic_fetch_or(&p->failed, bit) | bit;
+
+	if ((failed & background) == background)
+		atomic_store(&p->lost, true);
+	signal_session(p);
+}
+
 /* By the lane's own thread, when it makes no more calls for this lane: nothing of it can land any more. */
 static void lane_end(struct lm_puller *p, unsigned lane)
 {
@@ -155,13 +170,29 @@ static void lane_end(struct lm_puller *p, unsigned lane)
 	l->bytes = 0;
 	if (atomic_load(&p->stop_background))
 		lm_err_clear(&l->error); /* lm_puller_down() has shut it: that says nothing about who failed */
-	if (!l->error.code)
-		return;
-	atomic_store(&p->lost, true);
-	signal_session(p);
+	if (l->error.code)
+		lane_failed(p, lane);
 }
 
 /* ---- the background ---- */
+
+/* Threads of the guest wait, and there is no lane for them. */
+static bool must_serve(struct lm_puller *p)
+{
+	return atomic_load(&p->arrival.waiting) && fault_lane_failed(p);
+}
+
+/* Whoever waits is served whatever the cap says; for the rest the lane has to pay first. */
+static bool claim(struct lm_puller *p, const struct lm_pull_lane *l, uint64_t max_pages, struct lm_run *ret)
+{
+	if (must_serve(p)) {
+		if (lm_arrival_next_waiter(&p->arrival, ret))
+			return true;
+		if (p->throttle.max_bytes_per_s && l->owed)
+			return false;
+	}
+	return lm_arrival_claim_next(&p->arrival, max_pages, ret);
+}
 
 static bool refill(struct lm_puller *p, unsigned lane)
 {
@@ -176,7 +207,7 @@ static bool refill(struct lm_puller *p, unsigned lane)
 			return true;
 		if (l->bytes >= (waiting ? WINDOW_BYTES_WAITING : WINDOW_BYTES) || !lane_has_room(l))
 			return true;
-		if (!lm_arrival_claim_next(&p->arrival, waiting ? RUN_PAGES_WAITING : RUN_PAGES, &run))
+		if (!claim(p, l, waiting ? RUN_PAGES_WAITING : RUN_PAGES, &run))
 			return l->put != l->done;
 		if (run.kind == LM_RUN_DATA) {
 			lane_put(p, lane, &run);
@@ -195,7 +226,7 @@ static bool refill(struct lm_puller *p, unsigned lane)
  */
 static void pay(struct lm_puller *p, struct lm_pull_lane *l)
 {
-	if (!p->throttle.max_bytes_per_s || l->put != l->done)
+	if (!p->throttle.max_bytes_per_s || l->put != l->done || must_serve(p))
 		return;
 	lm_throttle(&p->throttle, l->owed, &p->stop_background);
 	l->owed = 0;
@@ -452,6 +483,7 @@ void lm_puller_up(struct lm_puller *p, struct lm_transport *t)
 	for (unsigned i = 0; i <= p->nlanes; i++)
 		memset(&p->lanes[i], 0, sizeof(p->lanes[i]));
 	p->transport = t;
+	atomic_store(&p->failed, 0);
 	atomic_store(&p->lost, false);
 	atomic_store(&p->stop_background, false);
 	atomic_store(&p->phase, LM_PULL_UP);
@@ -489,10 +521,9 @@ void lm_puller_set_link(struct lm_puller *p, int64_t rtt_ns, uint64_t bytes_per_
 
 const struct lm_error *lm_puller_error(const struct lm_puller *p)
 {
-	for (unsigned i = 0; i <= p->nlanes; i++)
-		if (p->lanes[i].error.code)
-			return &p->lanes[i].error;
-	return NULL;
+	uint64_t failed = atomic_load(&p->failed);
+
+	return failed ? &p->lanes[__builtin_ctzll(failed)].error : NULL;
 }
 
 uint64_t lm_puller_missing(struct lm_puller *p)

@@ -9,6 +9,10 @@
  * then its neighbours.  The other lanes have a worker each, which fetches what is
  * missing in the background, from where the last fault was.
  *
+ * A lane that fails gives back what it had on its way, and the others go on.  Without the
+ * lane for faults the background's serve faults before anything else.  Only when none of
+ * those is left is the connection lost, and both sides make a new one.
+ *
  * The session's thread makes and frees everything, and calls up, background, down
  * and stop in this order (up ... down as often as the peer is lost and found).
  */
@@ -48,13 +52,14 @@ struct lm_puller {
 	_Atomic int phase;              /* enum lm_pull_phase; the fault thread turns STOPPING into DOWN */
 	_Atomic bool stop;              /* the fault thread ends */
 	_Atomic bool stop_background;
-	_Atomic bool lost;              /* a lane has failed: the session's thread has to act */
+	_Atomic uint64_t failed;        /* a bit per lane; its error was written before */
+	_Atomic bool lost;              /* no lane of the background is left: the session's thread has to act */
 	_Atomic bool vm_lost;           /* pages cannot be shown: see vm_error */
 	struct lm_error vm_error;       /* written once, before vm_lost */
 	_Atomic bool vm_error_taken;
 	_Atomic uint64_t bytes;
 	_Atomic uint64_t around_pages;  /* fetched with a fault */
-	int event_fd;                   /* readable: lost, vm_lost, or nothing is missing any more */
+	int event_fd;                   /* readable: a lane failed, vm_lost, or nothing is missing any more */
 };
 
 /*
@@ -78,7 +83,7 @@ void lm_puller_set_link(struct lm_puller *p, int64_t rtt_ns, uint64_t bytes_per_
  * comes before those that copy in the background, where the user's rights allow that.
  */
 void lm_puller_urgent(void);
-/* What lane has failed and why; NULL when none has. After down. */
+/* Why the first of the lanes that failed did; NULL: none has.  Until the next up. */
 const struct lm_error *lm_puller_error(const struct lm_puller *p);
 uint64_t lm_puller_missing(struct lm_puller *p);
 /* Down, and the fault thread ends: nobody calls the pager any more. */

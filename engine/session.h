@@ -87,9 +87,12 @@ struct lm_postcopy_session {
 	int64_t began_ns;         /* COMMIT */
 	int64_t last_event_ns, last_ping_ns;
 	uint64_t last_bytes;
+	uint64_t failed_told;     /* a bit per lane whose failure was told of */
 	/* source */
 	struct lm_pool *pool;     /* answers on all lanes */
-	_Atomic bool stop, lost;
+	_Atomic bool stop;
+	_Atomic unsigned ended;   /* lanes that answer no more, for whatever reason */
+	_Atomic uint64_t failed;  /* a bit per lane whose thread has left an error, written before */
 	bool whole;               /* the destination has said so */
 	struct lm_error *lane_errors;
 	struct lm_pageset told;   /* pages that were named as left */
@@ -230,6 +233,14 @@ int lm_postcopy_pull_image(struct lm_session *s, struct lm_error *err);
 /* A post-copy whose engine died: pager and state are taken over. */
 int lm_postcopy_take_over(struct lm_session *s, struct lm_error *err);
 void lm_postcopy_dest_end(struct lm_session *s);
+/*
+ * postcopy_show.c: once the guest runs.  Only on tmpfs: a huge page that is whole is a stretch by
+ * itself.  Without memory nothing is shown early.
+ */
+void lm_postcopy_show_begin(struct lm_session *s);
+/* A step of about 2 ms; false when all has been shown.  What is missing still is shown as it comes. */
+bool lm_postcopy_show_some(struct lm_session *s);
+void lm_postcopy_show_end(struct lm_postcopy_session *p); /* takes one that was not begun */
 /* dest_lanes.c */
 void lm_dest_place_worker(void *session, unsigned lane); /* a lane's thread */
 /* Bytes that the lanes have placed; any thread. */
@@ -260,6 +271,9 @@ int lm_source_connect(struct lm_session *s, int64_t deadline_ns, struct lm_error
 
 /* postcopy.c: both sides */
 void lm_postcopy_event(struct lm_session *s, const struct lm_postcopy_stats *stats);
+/* Tell the user which lanes failed (a bit each) since the last call, and that the others go on. */
+void lm_postcopy_tell_lanes(struct lm_session *s, uint64_t failed,
+			    const char *(*why)(const struct lm_session *s, unsigned lane));
 bool lm_secret_equal(const uint8_t a[static LM_TOKEN_SIZE], const uint8_t b[static LM_TOKEN_SIZE]);
 
 /* Helpers (session.c) */

@@ -151,6 +151,7 @@ static void the_network_is_silent_for_seconds(struct rig *rig)
 struct lane_fault {
 	const char *at_source, *at_dest;
 	bool runs; /* the guest: only then are there faults */
+	bool all;  /* no lane is left: a new connection; else the others go on */
 };
 
 static void a_lane_is_cut(struct rig *rig)
@@ -166,7 +167,8 @@ static void a_lane_is_cut(struct rig *rig)
 		assert_well_running(&m);
 	else
 		assert_well_paused(&m);
-	assert_true(rig_summary_int(m.receive, "postcopy.recoveries") > 0);
+	assert_int_equal(rig_summary_int(m.receive, "postcopy.recoveries") > 0, f->all);
+	assert_non_null(rig_run_event_is(m.receive, "lane", "state", "lost", 0));
 }
 
 static void the_destination_engine_is_killed(struct rig *rig)
@@ -273,9 +275,10 @@ static void without_the_descriptor_in_qemu_old_pages_are_read(struct rig *rig)
 	rig_proc_end(m.send->proc);
 }
 
-static const struct lane_fault fault_lane_at_dest = { NULL, "action=cut,lane=2,write=20", true };
-static const struct lane_fault background_lane_at_dest = { NULL, "action=cut,lane=0,write=20", false };
-static const struct lane_fault lane_at_source = { "action=cut,lane=1,after=6000000", NULL, false };
+static const struct lane_fault fault_lane_at_dest = { NULL, "action=cut,lane=2,write=20", true, false };
+static const struct lane_fault background_lane_at_dest = { NULL, "action=cut,lane=0,write=20", false, false };
+static const struct lane_fault lane_at_source = { "action=cut,lane=1,after=6000000", NULL, false, false };
+static const struct lane_fault all_lanes_at_dest = { NULL, "action=cut-all,write=20", true, true };
 
 int main(int argc, char **argv)
 {
@@ -285,6 +288,7 @@ int main(int argc, char **argv)
 		RIG_TEST_ARG("the_lane_for_faults_is_cut", a_lane_is_cut, &fault_lane_at_dest),
 		RIG_TEST_ARG("a_lane_of_the_background_is_cut", a_lane_is_cut, &background_lane_at_dest),
 		RIG_TEST_ARG("a_lane_is_cut_at_the_source", a_lane_is_cut, &lane_at_source),
+		RIG_TEST_ARG("all_lanes_are_cut", a_lane_is_cut, &all_lanes_at_dest),
 		RIG_TEST(the_destination_engine_is_killed),
 		RIG_TEST(the_source_engine_is_killed),
 		RIG_TEST_ARG("the_destination_engine_of_a_paused_guest_is_killed",

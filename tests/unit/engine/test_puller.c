@@ -28,7 +28,8 @@ struct rig {
 	struct lm_transport *source, *dest; /* dest: the decorator */
 	struct lm_pool *answerers;
 	_Atomic bool stop_answering;
-	_Atomic unsigned fetches, die_at, die_lane; /* the die_at-th fetch of a connection fails; 0: none */
+	_Atomic unsigned fetches, die_at; /* the die_at-th fetch of a connection fails, and those after it; 0: none */
+	_Atomic unsigned die_lanes;       /* a bit for each lane that this is true of */
 	_Atomic uint64_t fetched_pages;
 	/* the pager */
 	struct lm_pager pager;
@@ -207,7 +208,7 @@ static int watch_fetch(struct lm_transport *t, unsigned lane, const struct lm_ru
 	unsigned die_at = atomic_load(&w->g->die_at);
 	int r;
 
-	if (atomic_fetch_add(&w->g->fetches, 1) + 1 >= die_at && die_at && lane == atomic_load(&w->g->die_lane))
+	if (atomic_fetch_add(&w->g->fetches, 1) + 1 >= die_at && die_at && atomic_load(&w->g->die_lanes) >> lane & 1)
 		return lm_err(err, -EIO, LM_SCOPE_LANE, "the test ended this lane");
 	r = lm_transport_fetch(w->inner, lane, runs, n, err);
 	for (int i = 0; i < r; i++)
@@ -537,7 +538,7 @@ static void lanes_that_die(bool tcp)
 	touchers_start(g, TOUCHERS);
 	serve(g);
 	while (lm_puller_missing(&g->p) && rounds < 200) {
-		atomic_store(&g->die_lane, (unsigned)(unit_random(&x) % (LANES + 1)));
+		atomic_store(&g->die_lanes, 1u << unit_random(&x) % (LANES + 1));
 		atomic_store(&g->die_at, rounds < 30 ? 1 + (unsigned)(unit_random(&x) % 12) : 0);
 		up(g);
 		if (unit_random(&x) % 4)
@@ -571,7 +572,7 @@ static void a_lane_that_dies_is_told_of_and_the_rest_goes_on(void **state)
 		struct rig *g = rig_new(true);
 
 		atomic_store(&g->die_at, 1);
-		atomic_store(&g->die_lane, lane);
+		atomic_store(&g->die_lanes, 1u << lane);
 		serve(g);
 		up(g);
 		lm_puller_background(&g->p);
@@ -580,7 +581,8 @@ static void a_lane_that_dies_is_told_of_and_the_rest_goes_on(void **state)
 			unit_sleep_ms(100);
 		}
 		assert_true(await_all(g, 10)); /* by the others */
-		assert_true(atomic_load(&g->p.lost));
+		assert_int_equal(atomic_load(&g->p.failed), 1u << lane);
+		assert_false(atomic_load(&g->p.lost));
 		touchers_end(g);
 		down(g);
 		assert_non_null(lm_puller_error(&g->p));
@@ -588,6 +590,80 @@ static void a_lane_that_dies_is_told_of_and_the_rest_goes_on(void **state)
 		assert_all_right(g);
 		rig_free(g);
 	}
+}
+
+static void when_no_lane_of_the_background_is_left_the_connection_is_lost(void **state)
+{
+	struct rig *g = rig_new(true);
+
+	(void)state;
+	atomic_store(&g->die_at, 1);
+	atomic_store(&g->die_lanes, (1u << LANES) - 1);
+	serve(g);
+	up(g);
+	lm_puller_background(&g->p);
+	for (unsigned i = 0; i < 3000 && !atomic_load(&g->p.lost); i++)
+		unit_sleep_ms(1);
+	assert_true(atomic_load(&g->p.lost));
+	assert_true(touch(g, 0, 4000)); /* until somebody does something about it, faults are served */
+	down(g);
+	atomic_store(&g->die_at, 0);
+	up(g);
+	assert_int_equal(atomic_load(&g->p.failed), 0);
+	lm_puller_background(&g->p);
+	assert_true(await_all(g, 10));
+	assert_all_right(g);
+	rig_free(g);
+}
+
+struct one_touch {
+	struct rig *g;
+	uint64_t page;
+	pthread_t thread;
+	bool shown;
+};
+
+static void *one_touch_main(void *arg)
+{
+	struct one_touch *t = arg;
+
+	t->shown = touch(t->g, 0, t->page);
+	return NULL;
+}
+
+/* Pages far from each other, and a cap that lets the background have a run a second. */
+static void without_the_lane_for_faults_the_others_serve_them_first(void **state)
+{
+	struct rig *g = rig_new(true);
+	struct one_touch touches[TOUCHERS];
+	unsigned shown = 0;
+
+	(void)state;
+	g->p.throttle.max_bytes_per_s = 256u << 10;
+	atomic_store(&g->die_at, 1);
+	atomic_store(&g->die_lanes, 1u << LANES);
+	serve(g);
+	up(g);
+	for (unsigned i = 0; i < TOUCHERS; i++) {
+		touches[i] = (struct one_touch){ .g = g, .page = 500 + 400 * i };
+		pthread_create(&touches[i].thread, NULL, one_touch_main, &touches[i]);
+	}
+	for (unsigned i = 0; i < 3000 && !atomic_load(&g->p.failed); i++)
+		unit_sleep_ms(1);
+	lm_puller_background(&g->p);
+	unit_sleep_ms(2500);
+	atomic_store(&g->give_up, true);
+	pthread_mutex_lock(&g->mutex);
+	pthread_cond_broadcast(&g->cond);
+	pthread_mutex_unlock(&g->mutex);
+	for (unsigned i = 0; i < TOUCHERS; i++) {
+		pthread_join(touches[i].thread, NULL);
+		shown += touches[i].shown;
+	}
+	assert_int_equal(shown, TOUCHERS);
+	assert_true(lm_puller_missing(&g->p) > region_pages[0] / 2); /* not because all came */
+	down(g);
+	rig_free(g);
 }
 
 static void a_lane_on_which_nothing_comes_is_given_up(void **state)
@@ -728,6 +804,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(lanes_that_die_cost_no_page_in_process),
 		cmocka_unit_test(lanes_that_die_cost_no_page_over_tcp),
 		cmocka_unit_test(a_lane_that_dies_is_told_of_and_the_rest_goes_on),
+		cmocka_unit_test(when_no_lane_of_the_background_is_left_the_connection_is_lost),
+		cmocka_unit_test(without_the_lane_for_faults_the_others_serve_them_first),
 		cmocka_unit_test(a_lane_on_which_nothing_comes_is_given_up),
 		cmocka_unit_test(the_bandwidth_cap_is_kept_by_the_background),
 		cmocka_unit_test(a_pager_that_fails_is_told_of_and_stops_the_faults),
