@@ -81,6 +81,7 @@ struct rig {
 		pthread_t *thread;
 	} guests[4];
 	unsigned nguests;
+	void (*after_open)(struct lm_transport *t); /* of each end, before the regions are known; NULL: nothing */
 	/* LM_PULL: by whoever polls the destination's lane */
 	struct { uint64_t asked, whole, bytes; } fetch[LM_LANES_MAX];
 	unsigned reopening; /* lane */
@@ -153,6 +154,8 @@ static inline struct lm_run zero_run(unsigned region, uint64_t offset, uint64_t 
  * again, and make the destination's larger: for long runs.  And back.
  */
 void rig_map_long(struct rig *rig, uint64_t size);
+/* The source's content has come, and is made unlike it again. */
+void rig_check_long(struct rig *rig, uint64_t from, uint64_t len);
 void rig_unmap_long(struct rig *rig);
 
 /* What no region takes, in regions of 64 pages. */
