@@ -63,6 +63,7 @@ static int handle_prepare(struct lm_session *s, const struct lm_msg *msg, struct
 		r = lm_session_stage(s, "prepare", err);
 	if (r)
 		return r;
+	lm_session_urgent(s, true);
 	r = lm_dest_begin_load(s, err);
 	if (!r)
 		r = lm_session_stage(s, "prepared", err);
@@ -272,6 +273,7 @@ static int handle_commit(struct lm_session *s, const struct lm_msg *msg, struct 
 	else if (r) /* The guest runs here all the same: the source is in doubt, we are not. */
 		lm_session_log(s, LM_LOG_WARN, "the guest runs here, but the source could not be told (%s): it "
 			       "reports `in doubt`; resolve it there with --end-here", e.msg);
+	lm_session_urgent(s, false);
 	if (!s->pull.armed)
 		lm_handover_keep(s);
 	return 0;
@@ -449,8 +451,10 @@ int lm_dest_run(struct lm_session *s, struct lm_error *err)
 	if (r) {
 		lm_dest_fence(s);
 		lm_dest_undo(s, err);
-		return r;
 	}
+	lm_session_urgent(s, false);
+	if (r)
+		return r;
 	if (s->pull.armed) {
 		r = lm_postcopy_pull(s, err);
 		if (!r)

@@ -2,13 +2,18 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 #include "cleanup.h"
 #include "pool.h"
+#include "urgent.h"
 
 struct worker {
 	struct lm_pool *pool;
 	unsigned index;
 	bool due, busy; /* under pool->mutex: has to run; has not ended */
+	pid_t tid;      /* under pool->mutex; 0: it has not begun */
+	bool urgent;    /* under pool->mutex, as is nice: what it had before */
+	int nice;
 	pthread_t thread;
 };
 
@@ -43,6 +48,9 @@ static void *worker_main(void *arg)
 	struct worker *w = arg;
 	struct lm_pool *p = w->pool;
 
+	pthread_mutex_lock(&p->mutex);
+	w->tid = gettid();
+	pthread_mutex_unlock(&p->mutex);
 	for (;;) {
 		lm_pool_fn *fn;
 		void *ctx;
@@ -165,6 +173,21 @@ void lm_pool_wait_worker(struct lm_pool *p, unsigned worker)
 	pthread_mutex_lock(&p->mutex);
 	while (p->workers[worker].busy)
 		pthread_cond_wait(&p->idle, &p->mutex);
+	pthread_mutex_unlock(&p->mutex);
+}
+
+void lm_pool_set_urgent(struct lm_pool *p, bool urgent)
+{
+	pthread_mutex_lock(&p->mutex);
+	for (unsigned i = 0; i < p->nthreads; i++) {
+		struct worker *w = &p->workers[i];
+
+		if (w->tid && urgent && !w->urgent)
+			w->nice = lm_urgent_begin(w->tid);
+		else if (w->urgent && !urgent)
+			lm_urgent_end(w->tid, w->nice);
+		w->urgent = w->tid && urgent;
+	}
 	pthread_mutex_unlock(&p->mutex);
 }
 

@@ -27,6 +27,8 @@ void lm_pool_finish(struct lm_pool *p);
 bool lm_pool_restart_worker(struct lm_pool *p, unsigned worker);
 /* Block until this worker's part of the job has ended. */
 void lm_pool_wait_worker(struct lm_pool *p, unsigned worker);
+/* The workers come before other threads of this host, or no longer (urgent.h). */
+void lm_pool_set_urgent(struct lm_pool *p, bool urgent);
 unsigned lm_pool_size(const struct lm_pool *p);
 /* Waits for the job, joins the threads.  Takes NULL. */
 void lm_pool_free(struct lm_pool *p);

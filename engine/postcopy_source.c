@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "cleanup.h"
 #include "session.h"
+#include "urgent.h"
 
 /* The destination hears nothing else from us: often enough for a short --peer-timeout, which will be its own, too. */
 #define PING_NS (1 * LM_NS_PER_S)
@@ -25,7 +26,7 @@ static void answer_worker(void *ctx, unsigned lane)
 	struct lm_error *err = &s->pull.lane_errors[lane];
 
 	if (lane == s->pull.nlanes)
-		lm_puller_urgent();
+		lm_urgent_begin(0);
 	while (!atomic_load_explicit(&s->pull.stop, memory_order_relaxed)) {
 		struct lm_poll_result res;
 		int r = lm_transport_poll(s->pull.transport, lane, 100, &res, err);

@@ -4,15 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include "cleanup.h"
 #include "clock.h"
 #include "puller.h"
 #include "testhook.h"
+#include "urgent.h"
 
 #define POLL_MS 100
 #define FAULTS_AT_ONCE 64
-#define URGENT_NICE (-10)
 /* The background: runs of this size, and so many bytes on the way per lane ... */
 #define RUN_PAGES 64
 #define WINDOW_BYTES (UINT64_C(512) << 10)
@@ -394,20 +393,13 @@ static void follow_phase(struct fault_thread *t)
 	}
 }
 
-void lm_puller_urgent(void)
-{
-	/* Of Linux a thread's own; only ever towards urgent, so that who started us with less nice keeps it. */
-	if (getpriority(PRIO_PROCESS, 0) > URGENT_NICE)
-		setpriority(PRIO_PROCESS, 0, URGENT_NICE);
-}
-
 static void *fault_thread(void *arg)
 {
 	struct fault_thread t = { .p = arg };
 	struct lm_puller *p = arg;
 	struct lm_error e = { 0 };
 
-	lm_puller_urgent();
+	lm_urgent_begin(0); /* it comes before those that copy in the background */
 	while (!atomic_load(&p->stop)) {
 		struct lm_error *lane_error = &p->lanes[p->nlanes].error;
 		int r;

@@ -78,11 +78,6 @@ void lm_puller_background(struct lm_puller *p);
 void lm_puller_down(struct lm_puller *p);
 /* How much to fetch with a fault: what the link carries in one round trip. */
 void lm_puller_set_link(struct lm_puller *p, int64_t rtt_ns, uint64_t bytes_per_s);
-/*
- * The calling thread serves faults: threads of the guest wait for each step of it, so it
- * comes before those that copy in the background, where the user's rights allow that.
- */
-void lm_puller_urgent(void);
 /* Why the first of the lanes that failed did; NULL: none has.  Until the next up. */
 const struct lm_error *lm_puller_error(const struct lm_puller *p);
 uint64_t lm_puller_missing(struct lm_puller *p);

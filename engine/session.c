@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "session.h"
 #include "testhook.h"
+#include "urgent.h"
 
 #define TIME_MAX_NS (365 * 24 * 3600 * LM_NS_PER_S) /* sums of a few stay far below INT64_MAX */
 
@@ -72,6 +73,19 @@ void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *f
 	e.u.log.level = level;
 	e.u.log.text = text;
 	lm_session_event(s, &e);
+}
+
+void lm_session_urgent(struct lm_session *s, bool urgent)
+{
+	if (urgent == s->urgent || (urgent && lm_broken("urgent")))
+		return;
+	if (urgent)
+		s->nice = lm_urgent_begin(0);
+	else
+		lm_urgent_end(0, s->nice);
+	if (s->pool)
+		lm_pool_set_urgent(s->pool, urgent);
+	s->urgent = urgent;
 }
 
 int lm_session_stage(struct lm_session *s, const char *name, struct lm_error *err)

@@ -139,6 +139,8 @@ struct lm_session {
 	_Atomic bool postcopy_asked;
 	int64_t patience_ns;      /* pre-copy: how much longer than the peer timeout silence is borne */
 	bool recovering;          /* made by lm_recover_open(): there is nothing but a post-copy to go on with */
+	bool urgent;              /* the guest stands still: our threads come first; nice: what this one had before */
+	int nice;
 	bool opened;              /* both sides agreed: from here on a failure is an abort */
 	union {
 		struct lm_source src;
@@ -281,6 +283,8 @@ int lm_session_stage(struct lm_session *s, const char *name, struct lm_error *er
 void lm_session_event(struct lm_session *s, struct lm_event *event);
 void lm_session_log(struct lm_session *s, enum lm_log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* From the pause to the guest's going on, wherever that is: session, lanes and relay come before others (urgent.h). */
+void lm_session_urgent(struct lm_session *s, bool urgent);
 /* The process behind the VM has exited: a VM that does not answer is not lost yet. */
 bool lm_session_vm_gone(const struct lm_session *s);
 int lm_session_check_cancel(struct lm_session *s, struct lm_error *err);

@@ -246,6 +246,7 @@ int lm_source_run(struct lm_session *s, struct lm_error *err)
 		lm_switchover_undo(s);
 		tell_peer(s, err);
 	}
+	lm_session_urgent(s, false);
 	return r;
 }
 

@@ -312,6 +312,7 @@ int lm_switchover(struct lm_session *s, struct lm_error *err)
 		r = lm_session_stage(s, "pausing", err);
 	if (!r && lm_broken("lock-early"))
 		r = lm_handover_offer(s, err);
+	lm_session_urgent(s, true);
 	if (!r)
 		r = pause_start(s, err);
 	if (!r)
@@ -328,6 +329,7 @@ int lm_switchover(struct lm_session *s, struct lm_error *err)
 		return r;
 	s->summary.guest_runs_here = false;
 	lm_guardian_idle(&s->guardian);
+	lm_session_urgent(s, false);
 	if (s->pull.armed)
 		r = lm_postcopy_serve(s, err);
 	return r ? r : lm_session_stage(s, "done", err);
