@@ -3,6 +3,10 @@
 #
 # To be sourced by tests that move a guest between the hosts a and b, after lab.sh: ENGINE and GUEST are
 # $engine and $guest, LAB_A, LAB_B and LAB_B_ADDR say where (tools/lab/README.md).  The guest checks its memory.
+#
+# The hosts may be other machines than this one.  So $dir and $ram-* are names that are free on all of them, and
+# what is there is only reached by $LAB_A and $LAB_B: sockets, the guests' memory, QEMUs.  Here, in $dir, is what
+# comes in through them: send and receive, which the engines say, and serial-a and serial-b, which the guests say.
 mib=96
 machine='-accel tcg,tb-size=32 -cpu max -M q35,memory-backend=ram0'
 boot=(-kernel "$guest" -append 'mb=56 rate=150')
@@ -10,15 +14,27 @@ boot_seconds=40
 send_options='' receive_options='' # of every engine
 dir=$(mktemp -d)
 export XDG_RUNTIME_DIR=$dir # for the sockets of the QEMUs that receive starts
-ram=/dev/shm/lm-moved-$$
-# shellcheck disable=SC2317,SC2329 # called by the trap, and by who sets another
-remove_files()
-{
-	rm -rf "$dir" "$ram"-*
-}
-trap remove_files EXIT
+export LAB_ENV="${LAB_ENV-} XDG_RUNTIME_DIR"
+ram=/dev/shm/lm-moved-${dir##*.}
 IFS=, read -ra b_addr <<<"$LAB_B_ADDR"
-source_pid='' receive_pid='' fault='' fault_in_lane=''
+IFS=, read -ra a_dev <<<"${LAB_A_DEV-}"
+IFS=, read -ra b_dev <<<"${LAB_B_DEV-}"
+source_pid='' receive_pid='' followers=() fault='' fault_in_lane=''
+
+# shellcheck disable=SC2317,SC2329 # called by the trap, and by who sets another
+end_all()
+{
+	local pid
+
+	for pid in $source_pid $receive_pid "${followers[@]}"; do
+		{ kill "$pid" && wait "$pid"; } 2>/dev/null
+	done
+	end_destination
+	$LAB_A rm -rf "$dir" "$ram-a"
+	$LAB_B rm -rf "$dir" "$ram-b"
+	rm -rf "$dir"
+}
+trap end_all EXIT
 
 qemu()
 {
@@ -26,7 +42,7 @@ qemu()
 
 	echo qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot "$machine" -m ${mib}M \
 		-object "memory-backend-file,id=ram0,size=${mib}M,mem-path=$ram-$side,share=on" \
-		-serial "file:$dir/serial-$side"
+		-serial "file:$dir/console-$side"
 }
 
 said()
@@ -40,12 +56,30 @@ ticks()
 	grep -ac '^tick' "$1" 2>/dev/null || true
 }
 
+# new_folder HOST-PREFIX...: empty, and without the memory of earlier guests
+new_folder()
+{
+	# shellcheck disable=SC2016 # a script for the host
+	"$@" sh -c 'rm -rf "$1" "$2"-? && mkdir -p "$1" && chmod 700 "$1"' sh "$dir" "$ram"
+}
+
+# In the background: what the guests say from now on
+follow()
+{
+	$LAB_A tail -n +1 -s 0.1 -F "$dir/console-a" >"$dir/serial-a" 2>/dev/null &
+	followers=($!)
+	$LAB_B tail -n +1 -s 0.1 -F "$dir/console-b" >"$dir/serial-b" 2>/dev/null &
+	followers+=($!)
+}
+
 # In the background: the guest on host a, and a destination that waits for it.
 start()
 {
-	rm -rf "${dir:?}"/* "$ram"-*
+	# shellcheck disable=SC2086
+	new_folder $LAB_A && new_folder $LAB_B && mkdir -p "$dir"
+	follow
 	# shellcheck disable=SC2046
-	$(qemu a) "${boot[@]}" -qmp "unix:$dir/a.qmp,server=on,wait=off" &
+	$LAB_A $(qemu a) "${boot[@]}" -qmp "unix:$dir/a.qmp,server=on,wait=off" &
 	source_pid=$!
 	eventually "$boot_seconds" said "$dir/serial-a" READY
 	# shellcheck disable=SC2046,SC2086
@@ -68,17 +102,27 @@ end_destination()
 {
 	local pid
 
-	pid=$(sed -n '/"event":"qemu"/s/.*"pid":\([0-9]*\).*/\1/p' "$dir/receive")
-	[ -n "$pid" ] && kill -9 "$pid" 2>/dev/null && sleep 1
-	return 0
+	pid=$(sed -n '/"event":"qemu"/s/.*"pid":\([0-9]*\).*/\1/p' "$dir/receive" 2>/dev/null)
+	# shellcheck disable=SC2016 # a script for the host
+	[ -z "$pid" ] || $LAB_B bash -c '
+		while grep -aqF "$2" "/proc/$1/cmdline" 2>/dev/null; do
+			kill -9 "$1"
+			sleep 0.1
+		done' bash "$pid" "mem-path=$ram-b"
 }
 
+# The source has gone when its socket has: where a prefix is ssh, that is later than its end.
 stop()
 {
 	kill "$source_pid" 2>/dev/null
 	wait "$source_pid" 2>/dev/null
+	# shellcheck disable=SC2016 # a script for the host
+	$LAB_A timeout 10 sh -c 'while [ -e "$1" ]; do sleep 0.1; done' sh "$dir/a.qmp"
 	wait "$receive_pid"
 	end_destination
+	kill "${followers[@]}"
+	wait "${followers[@]}" 2>/dev/null
+	source_pid='' receive_pid='' followers=()
 }
 
 show()
