@@ -8,7 +8,7 @@
  *   mem     guest memory registered with a device, shared by transports of the same
  *           device and memory (mr.c)
  *   use     what one transport uses of one device
- *   lane    a connection: rdma_cm id, QP, CQ (lane.c, post.c, peer.c)
+ *   lane    a connection: rdma_cm id, QP, CQ (cm.c, connect.c, accept.c; lane.c, post.c, peer.c)
  */
 #ifndef LM_RDMA_H
 #define LM_RDMA_H
@@ -283,16 +283,11 @@ static inline const char *rd_peer_name(const struct rd_lane *l)
 	return l->t->base.side == LM_SOURCE ? "destination" : "source";
 }
 
-/* cm.c: the id's events and what they lead to */
-int rd_cm_listen(struct rdma *t, const struct lm_transport_params *p, uint8_t ret_endpoint[LM_ENDPOINT_SIZE],
-		   struct lm_error *err);
-void rd_cm_unlisten(struct rdma *t);
-int rd_cm_accept(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
-int rd_cm_connect(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
-/* One lane that was reset, once more.  Source: over one pair of rails, its own while other lanes work. */
-int rd_cm_accept_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
-int rd_cm_connect_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
-/* One event, without waiting: -EAGAIN, or 0 and event, status and (CONNECT_REQUEST) hello and id. */
+/* cm.c: the id's events */
+/*
+ * One event, without waiting: 0; -EAGAIN: there is none, or another negative errno.  Of a
+ * CONNECT_REQUEST the new id is the caller's.
+ */
 struct rd_event {
 	enum rdma_cm_event_type type;
 	int status;
@@ -301,7 +296,25 @@ struct rd_event {
 	bool has_hello;
 };
 int rd_event_next(struct rdma_event_channel *channel, struct rd_event *ret);
+/* Non-blocking, the caller's to destroy; a negative errno, which is also in errno. */
 int rd_channel_make(struct rdma_event_channel **ret);
+
+/*
+ * accept.c: the destination's lanes.  All of it for the session's thread, but for accept_again,
+ * see reopen in transport.h; accepting and connecting wait until p's deadline, or until its cancel_fd is
+ * readable.  After an error the caller resets lanes and calls unlisten.
+ */
+int rd_cm_listen(struct rdma *t, const struct lm_transport_params *p, uint8_t ret_endpoint[LM_ENDPOINT_SIZE],
+		   struct lm_error *err);
+void rd_cm_unlisten(struct rdma *t);
+int rd_cm_accept(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
+/* One lane that was reset, once more. */
+int rd_cm_accept_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
+
+/* connect.c: the source's lanes */
+int rd_cm_connect(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
+/* One lane that was reset, once more, over one pair of rails: its own while other lanes work. */
+int rd_cm_connect_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
 
 /* find.c: the RDMA ports of this host that have addresses, one rail each */
 int rd_rails_find(const char *const *names, unsigned n, struct rd_rail ret[static RDMA_RAILS_MAX],
