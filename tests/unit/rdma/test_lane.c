@@ -39,15 +39,15 @@ static void rig_free(struct rig *rig)
 static int rig_open(struct rig *rig)
 {
 	struct rd_lane *l = &rig->lane;
+	struct sockaddr_in address = fake_address(0, 1);
 	struct rdma_event_channel *channel;
 	int r = rd_channel_make(&channel);
 
 	if (r)
 		return lm_err(&err, r, LM_SCOPE_SESSION, "rdma_cm");
 	l->channel = channel;
-	if (rdma_create_id(channel, &l->id, NULL, RDMA_PS_TCP) || rdma_bind_addr(l->id, NULL))
+	if (rdma_create_id(channel, &l->id, NULL, RDMA_PS_TCP) || rdma_bind_addr(l->id, (struct sockaddr *)&address))
 		return lm_err(&err, -errno, LM_SCOPE_SESSION, "rdma_cm");
-	l->id->route.addr.src_sin.sin_family = AF_INET;
 	r = rd_device_get(l->id, &rig->t.uses[0].dev, &err);
 	if (r)
 		return r;
@@ -116,7 +116,8 @@ static void each_call_that_fails_is_told_and_leaks_nothing(void **state)
 		} else if (r) {
 			assert_true(err.code < 0 && err.msg[0]);
 		} else {
-			assert_string_equal(fake_failed, "rdma_create_qp"); /* tried again without inline data */
+			/* Tried again without inline data; or nothing that is needed. */
+			assert_true(!strcmp(fake_failed, "rdma_create_qp") || !strcmp(fake_failed, "ibv_query_port"));
 		}
 		rig_free(rig);
 		assert_int_equal(fake_live, 0);
