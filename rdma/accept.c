@@ -35,7 +35,7 @@ static int listen_at(struct rdma *t, unsigned i, struct lm_error *err)
 	t->listeners[i] = id;
 	return 0;
 fail:
-	r = errno ? -errno : -EIO;
+	r = rd_errno();
 	if (id)
 		rdma_destroy_id(id);
 	return lm_err_errno(err, r, LM_SCOPE_SESSION, "rdma_cm cannot %s %s port %u", what, rail->dev, rail->port);
@@ -132,7 +132,7 @@ static int accept_lane(struct rdma *t, struct rd_lane *l, struct lm_error *err)
 	int r = rd_channel_make(&l->channel);
 
 	if (!r && rdma_migrate_id(l->id, l->channel))
-		r = -errno;
+		r = rd_errno();
 	if (r)
 		return lm_err_errno(err, r, LM_SCOPE_SESSION, "rdma_cm");
 	r = rd_use_find(t, l->id, &l->use, err);

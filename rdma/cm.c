@@ -20,12 +20,11 @@ int rd_channel_make(struct rdma_event_channel **ret)
 	struct rdma_event_channel *c = rdma_create_event_channel();
 
 	if (!c)
-		return errno ? -errno : -ENODEV;
+		return rd_errno();
 	if (fcntl(c->fd, F_SETFL, fcntl(c->fd, F_GETFL) | O_NONBLOCK) || fcntl(c->fd, F_SETFD, FD_CLOEXEC)) {
 		int r = -errno;
 
 		rdma_destroy_event_channel(c);
-		errno = -r;
 		return r;
 	}
 	*ret = c;
@@ -37,7 +36,7 @@ int rd_event_next(struct rdma_event_channel *channel, struct rd_event *ret)
 	struct rdma_cm_event *e;
 
 	if (rdma_get_cm_event(channel, &e))
-		return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? -EAGAIN : -errno;
+		return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? -EAGAIN : rd_errno();
 	*ret = (struct rd_event){ .type = e->event, .status = e->status, .id = e->id };
 	if (e->event == RDMA_CM_EVENT_CONNECT_REQUEST && e->param.conn.private_data &&
 	    e->param.conn.private_data_len >= sizeof(ret->hello)) {

@@ -37,15 +37,16 @@ static int lane_resolve(struct rd_lane *l, struct connecting *c)
 	const struct rd_pair *pair = &c->pairs[l->pair];
 	struct sockaddr *from = pair->local < 0 ? NULL : &c->local[pair->local].addr.sa;
 	uint8_t timeout = ACK_TIMEOUT;
+	int r = rd_channel_make(&l->channel);
 
-	if (rd_channel_make(&l->channel))
-		return attempt_failed(l, c, -errno, "rdma_cm");
+	if (r)
+		return attempt_failed(l, c, r, "rdma_cm");
 	if (rdma_create_id(l->channel, &l->id, NULL, RDMA_PS_TCP))
-		return attempt_failed(l, c, -errno, "rdma_cm");
+		return attempt_failed(l, c, rd_errno(), "rdma_cm");
 	/* A device that does not know it keeps its own. */
 	rdma_set_option(l->id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout, sizeof(timeout));
 	if (rdma_resolve_addr(l->id, from, &c->peer[pair->peer].addr.sa, RESOLVE_MS))
-		return attempt_failed(l, c, -errno, "no route");
+		return attempt_failed(l, c, rd_errno(), "no route");
 	l->state = RDMA_LANE_ADDR;
 	return 0;
 }
@@ -77,7 +78,7 @@ static int addr_resolved(struct rd_lane *l, struct connecting *c)
 	if (r)
 		return r;
 	if (rdma_resolve_route(l->id, RESOLVE_MS))
-		return attempt_failed(l, c, -errno, "no route");
+		return attempt_failed(l, c, rd_errno(), "no route");
 	l->state = RDMA_LANE_ROUTE;
 	return 0;
 }
@@ -94,7 +95,7 @@ static int route_resolved(struct rd_lane *l, struct connecting *c)
 	param.private_data = &hello;
 	param.private_data_len = sizeof(hello);
 	if (rdma_connect(l->id, &param))
-		return attempt_failed(l, c, -errno, "cannot connect");
+		return attempt_failed(l, c, rd_errno(), "cannot connect");
 	l->state = RDMA_LANE_CONNECT;
 	return 0;
 }

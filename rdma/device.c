@@ -127,18 +127,20 @@ bool rd_device_odp(const struct rd_device *d)
 static int anchor_drop(struct rd_device *d, struct rdma_cm_id *id)
 {
 	union rd_addr a;
+	int r;
 
 	memset(&a, 0, sizeof(a));
 	memcpy(&a, rdma_get_local_addr(id), rdma_get_local_addr(id)->sa_family == AF_INET6 ? sizeof(a.v6) : sizeof(a.v4));
 	rd_addr_set_port(&a, 0);
-	if (rd_channel_make(&d->anchor_channel))
-		return -errno;
+	r = rd_channel_make(&d->anchor_channel);
+	if (r)
+		return r;
 	if (rdma_create_id(d->anchor_channel, &d->anchor, NULL, RDMA_PS_TCP)) {
 		d->anchor = NULL;
-		return -errno;
+		return rd_errno();
 	}
 	if (rdma_bind_addr(d->anchor, &a.sa))
-		return -errno;
+		return rd_errno();
 	return d->anchor->verbs == d->verbs ? 0 : -ENODEV;
 }
 
@@ -169,12 +171,13 @@ static int device_open(struct rd_device *d, struct rdma_cm_id *id, const char **
 	if (r)
 		return r;
 	*ret_what = "query the device";
-	if (ibv_query_device_ex(d->verbs, NULL, &d->attr))
-		return errno ? -errno : -EIO;
+	r = rd_result(ibv_query_device_ex(d->verbs, NULL, &d->attr));
+	if (r)
+		return r;
 	*ret_what = "allocate a protection domain";
 	d->pd = ibv_alloc_pd(d->verbs);
 	if (!d->pd)
-		return errno ? -errno : -EIO;
+		return rd_errno();
 	*ret_what = "start a thread";
 	d->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (d->stop_fd < 0)

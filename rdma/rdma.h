@@ -13,6 +13,7 @@
 #ifndef LM_RDMA_H
 #define LM_RDMA_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <rdma/rdma_cma.h>
@@ -38,6 +39,20 @@
 #define RDMA_STAGE_SIZE (UINT64_C(4) << 20)
 
 struct rd_lane;
+
+/* ---- what calls of the libraries say when they fail; never 0 ---- */
+
+/* Those that set errno: not all of them always do. */
+static inline int rd_errno(void)
+{
+	return errno ? -errno : -EIO;
+}
+
+/* Those that return it: some providers negative, some -1 and errno.  0 stays 0. */
+static inline int rd_result(int r)
+{
+	return r > 0 ? -r : r == -1 ? rd_errno() : r;
+}
 
 /* ---- device.c ---- */
 
@@ -296,7 +311,7 @@ struct rd_event {
 	bool has_hello;
 };
 int rd_event_next(struct rdma_event_channel *channel, struct rd_event *ret);
-/* Non-blocking, the caller's to destroy; a negative errno, which is also in errno. */
+/* Non-blocking, the caller's to destroy; 0 or a negative errno. */
 int rd_channel_make(struct rdma_event_channel **ret);
 
 /*

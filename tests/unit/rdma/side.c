@@ -15,6 +15,7 @@ static struct side *now;     /* for side_requests() */
 static unsigned requests;
 static struct rd_lane before;
 static unsigned fail_next;
+static int fail_errno;
 
 /* ---- life ---- */
 
@@ -154,15 +155,23 @@ bool side_says_why(int r, const struct lm_error *err)
 
 void side_fail(void)
 {
+	fake_errno = fail_errno;
 	fake_fail_at = fake_calls + fail_next;
 }
 
-void side_each_call_fails(void (*run)(void))
+static void each_call(void (*run)(void), int error)
 {
+	fail_errno = error;
 	for (fail_next = 1;; fail_next++) {
 		run();
 		if (!fake_failed)
 			break;
 	}
 	assert_true(fail_next > 10); /* or it did not do much */
+}
+
+void side_each_call_fails(void (*run)(void))
+{
+	each_call(run, ENOMEM);
+	each_call(run, 0);
 }

@@ -55,7 +55,7 @@ bool side_is_unchanged(const struct side *s, unsigned lane);
 /* An error in words: negative, the code's own, and not "Success". */
 bool side_says_why(int r, const struct lm_error *err);
 /*
- * run once for every call that it makes, which then fails.  run
+ * run once for every call that it makes, which then fails: with an errno, and with none.  run
  * begins a side, calls side_fail() where the counting begins, ends the side, and says what must be.
  */
 void side_each_call_fails(void (*run)(void));
