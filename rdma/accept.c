@@ -170,17 +170,21 @@ static int hear_request(struct rdma *t, const struct rd_lane *only, const struct
 	return r;
 }
 
-/* A connection that breaks before it stands: the source may try again. */
+/* A connection that breaks before all stand: the source may try again. */
 static void hear_accepted(struct rd_lane *l)
 {
 	struct rd_event e;
 
-	while (l->channel && !rd_event_next(l->channel, &e)) {
-		if (e.type == RDMA_CM_EVENT_ESTABLISHED && l->state == RDMA_LANE_CONNECT)
+	while (l->state == RDMA_LANE_CONNECT && !rd_event_next(l->channel, &e)) {
+		if (e.type == RDMA_CM_EVENT_ESTABLISHED)
 			rd_lane_opened(l);
-		else if (l->state == RDMA_LANE_CONNECT || e.type == RDMA_CM_EVENT_DISCONNECTED) /* it will try again */
+		else
 			rd_lane_reset(l);
 	}
+	if (l->state == RDMA_LANE_OPEN)
+		rd_lane_hear(l);
+	if (l->hung_up)
+		rd_lane_reset(l);
 }
 
 /* A few at a time: however many strangers there are, the deadline is looked at. */

@@ -133,10 +133,6 @@ static int lane_event(struct rd_lane *l, struct connecting *c, const struct rd_e
 		return route_resolved(l, c);
 	if (e->type == RDMA_CM_EVENT_ESTABLISHED && l->state == RDMA_LANE_CONNECT)
 		return established(l, c);
-	if (l->state == RDMA_LANE_OPEN) {
-		l->hung_up |= e->type == RDMA_CM_EVENT_DISCONNECTED;
-		return 0;
-	}
 	return event_failed(l, c, e);
 }
 
@@ -160,9 +156,11 @@ static int lane_hear(struct rd_lane *l, struct connecting *c)
 {
 	struct rd_event e;
 
-	while (l->channel && !rd_event_next(l->channel, &e))
+	while (l->state != RDMA_LANE_OPEN && !rd_event_next(l->channel, &e))
 		if (lane_event(l, c, &e))
 			return lane_next(l, c);
+	if (l->state == RDMA_LANE_OPEN)
+		rd_lane_hear(l);
 	if (l->state == RDMA_LANE_OPEN || lm_now_ns() < l->attempt_until_ns)
 		return 0;
 	if (!others_live(c, l->pair)) {

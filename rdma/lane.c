@@ -284,8 +284,7 @@ void rd_lane_reset(struct rd_lane *l)
 
 /* ---- completions ---- */
 
-/* The id's events: 0, or nothing more is there. */
-static void hear_cm(struct rd_lane *l)
+void rd_lane_hear(struct rd_lane *l)
 {
 	struct rd_event e;
 
@@ -321,7 +320,7 @@ static int completed(struct rd_lane *l, const struct ibv_wc *wc, struct lm_poll_
 		rd_sent(l, wc->wr_id, res);
 		return 0;
 	}
-	hear_cm(l);
+	rd_lane_hear(l);
 	/* An end in good order, unless something was still to be fetched. */
 	if (l->closed && (l->t->base.direction == LM_PUSH || wc->wr_id & RECV_BIT))
 		return 0;
@@ -399,7 +398,7 @@ static int doze(struct rd_lane *l, int timeout_ms, int wake_fd, struct lm_error 
 	if (p[0].revents)
 		hear_completions(l);
 	if (p[1].revents)
-		hear_cm(l);
+		rd_lane_hear(l);
 	if (p[2].revents && read(l->event_fd, &n, sizeof(n)) < 0)
 		return 0; /* somebody else was quicker */
 	return 0;

@@ -351,6 +351,8 @@ void rd_lane_reset(struct rd_lane *l);
 void rd_lane_wake(struct rd_lane *l); /* any thread */
 int rd_lane_poll(struct rd_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		   struct lm_error *err);
+/* The id's events of an open lane, without waiting: whether the peer has hung up, or its device is gone. */
+void rd_lane_hear(struct rd_lane *l);
 /* Orderly end of all lanes, at most some time. */
 void rd_lanes_say_close(struct rdma *t);
 /* Why the lane cannot go on; code 0: the peer hung up. */

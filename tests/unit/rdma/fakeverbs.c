@@ -144,7 +144,10 @@ static void device_reset(struct device *d)
 
 void fake_reset(void)
 {
-	fake_live = 0;
+	if (fake_live) {
+		fprintf(stderr, "%d objects are left of a test that failed: the others cannot run\n", fake_live);
+		exit(1);
+	}
 	fake_calls = fake_fail_at = fake_reg_ms = 0;
 	fake_failed = fake_fail_call = NULL;
 	fake_errno = ENOMEM;

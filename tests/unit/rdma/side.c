@@ -122,8 +122,7 @@ bool side_requests(void)
 	for (unsigned i = 0; t->lanes && i < now->p.nlanes && requests < REQUESTS_MAX; i++) {
 		if (t->lanes[i].state == RDMA_LANE_OPEN)
 			continue;
-		any |= side_request(now, (i + requests) % fake_ndevices, i);
-		requests++;
+		any |= side_request(now, requests++ % fake_ndevices, i);
 	}
 	return any;
 }
