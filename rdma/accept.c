@@ -106,6 +106,23 @@ static bool same_bytes(const void *a, const void *b, size_t n)
 	return !diff;
 }
 
+/* A connection that breaks before all stand: the source may try again. */
+static void hear_accepted(struct rd_lane *l)
+{
+	struct rd_event e;
+
+	while (l->state == RDMA_LANE_CONNECT && !rd_event_next(l->channel, &e)) {
+		if (e.type == RDMA_CM_EVENT_ESTABLISHED)
+			rd_lane_opened(l);
+		else
+			rd_lane_reset(l);
+	}
+	if (l->state == RDMA_LANE_OPEN)
+		rd_lane_hear(l);
+	if (l->hung_up)
+		rd_lane_reset(l);
+}
+
 /*
  * The lane that a request asks for, or NULL: not ours, or there already.  A source
  * that asks again has given its first attempt up.
@@ -121,6 +138,9 @@ static struct rd_lane *hello_lane(struct rdma *t, const struct rd_lane *only, co
 	/* The other lanes have threads, whose they are. */
 	if (only && only != &t->lanes[lane])
 		return NULL;
+	/* That a connection before has ended came over another channel, and may not be read yet. */
+	if (t->lanes[lane].state == RDMA_LANE_OPEN)
+		hear_accepted(&t->lanes[lane]);
 	if (t->lanes[lane].state == RDMA_LANE_CONNECT)
 		rd_lane_reset(&t->lanes[lane]);
 	return t->lanes[lane].state == RDMA_LANE_NEW ? &t->lanes[lane] : NULL;
@@ -168,23 +188,6 @@ static int hear_request(struct rdma *t, const struct rd_lane *only, const struct
 	if (r)
 		rd_lane_reset(l);
 	return r;
-}
-
-/* A connection that breaks before all stand: the source may try again. */
-static void hear_accepted(struct rd_lane *l)
-{
-	struct rd_event e;
-
-	while (l->state == RDMA_LANE_CONNECT && !rd_event_next(l->channel, &e)) {
-		if (e.type == RDMA_CM_EVENT_ESTABLISHED)
-			rd_lane_opened(l);
-		else
-			rd_lane_reset(l);
-	}
-	if (l->state == RDMA_LANE_OPEN)
-		rd_lane_hear(l);
-	if (l->hung_up)
-		rd_lane_reset(l);
 }
 
 /* A few at a time: however many strangers there are, the deadline is looked at. */

@@ -234,6 +234,29 @@ static void a_lane_that_stands_is_not_taken_from_its_owner(void **state)
 	side_end(&s);
 }
 
+static bool a_lane_that_breaks_and_comes_again(void)
+{
+	switch (step++) {
+	case 0: return side_request(&s, 0, 0);
+	case 1:
+		fake_event(side_lane(&s, 0)->id, RDMA_CM_EVENT_DISCONNECTED);
+		return side_request(&s, 0, 0); /* at the same moment */
+	default: return side_request(&s, 0, 1);
+	}
+}
+
+static void a_lane_that_broke_is_free_for_the_request_behind_it(void **state)
+{
+	(void)state;
+	side_begin(&s, LM_DEST, 2, 1);
+	step = 0;
+	fake_idle = a_lane_that_breaks_and_comes_again;
+	assert_int_equal(side_open(&s, &err), 0);
+	assert_int_equal(fake_rejected, 0);
+	assert_false(side_lane(&s, 0)->hung_up);
+	side_end(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -247,6 +270,7 @@ int main(void)
 		cmocka_unit_test(however_many_strangers_there_are_the_deadline_is_kept),
 		cmocka_unit_test(a_source_that_asks_again_has_given_its_first_attempt_up),
 		cmocka_unit_test(a_lane_that_stands_is_not_taken_from_its_owner),
+		cmocka_unit_test(a_lane_that_broke_is_free_for_the_request_behind_it),
 	};
 
 	return cmocka_run_group_tests_name("rdma accept", tests, NULL, NULL);
