@@ -111,8 +111,12 @@ static void hear_accepted(struct rd_lane *l)
 {
 	struct rd_event e;
 
-	while (l->state == RDMA_LANE_CONNECT && !rd_event_next(l->channel, &e)) {
-		if (e.type == RDMA_CM_EVENT_ESTABLISHED)
+	while (l->state == RDMA_LANE_CONNECT) {
+		int r = rd_event_next(l->channel, &e);
+
+		if (r == -EAGAIN)
+			return;
+		if (!r && e.type == RDMA_CM_EVENT_ESTABLISHED)
 			rd_lane_opened(l);
 		else
 			rd_lane_reset(l);
@@ -197,7 +201,10 @@ static int hear_requests(struct rdma *t, const struct rd_lane *only, const struc
 	struct rd_event e;
 	int r = 0;
 
-	for (unsigned n = 0; !r && n < BACKLOG && !rd_event_next(t->listen_channel, &e); n++) {
+	for (unsigned n = 0; !r && n < BACKLOG; n++) {
+		r = rd_event_next(t->listen_channel, &e);
+		if (r)
+			return r == -EAGAIN ? 0 : lm_err_errno(err, r, LM_SCOPE_SESSION, "rdma_cm tells of no requests");
 		if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
 			r = hear_request(t, only, p, &e, err);
 		else if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL)

@@ -152,7 +152,7 @@ int rd_cm_wait(struct rdma *t, const struct rd_lane *only, const struct lm_trans
 		fds[i] = (struct pollfd){ .fd = -1, .events = POLLIN };
 		if (only && l != only)
 			continue;
-		fds[i].fd = l->channel ? l->channel->fd : -1;
+		fds[i].fd = l->channel && !atomic_load(&l->shut) ? l->channel->fd : -1;
 		if (l->attempt_until_ns && l->state != RDMA_LANE_OPEN)
 			until = lm_deadline_min(until, l->attempt_until_ns);
 	}

@@ -155,10 +155,15 @@ static bool others_live(const struct connecting *c, unsigned pair)
 static int lane_hear(struct rd_lane *l, struct connecting *c)
 {
 	struct rd_event e;
+	int r = 0;
 
-	while (l->state != RDMA_LANE_OPEN && !rd_event_next(l->channel, &e))
+	while (l->state != RDMA_LANE_OPEN && !(r = rd_event_next(l->channel, &e)))
 		if (lane_event(l, c, &e))
 			return lane_next(l, c);
+	if (r && r != -EAGAIN) {
+		attempt_failed(l, c, r, "rdma_cm tells nothing");
+		return lane_next(l, c);
+	}
 	if (l->state == RDMA_LANE_OPEN)
 		rd_lane_hear(l);
 	if (l->state == RDMA_LANE_OPEN || lm_now_ns() < l->attempt_until_ns)

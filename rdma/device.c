@@ -43,10 +43,8 @@ static void event_handle(struct rd_device *d, const struct ibv_async_event *e)
 	for (struct rd_lane *l = d->lanes; l; l = l->next_on_device) {
 		const char *why = event_ends(e, l);
 
-		if (!why || atomic_load(&l->shut))
-			continue;
-		atomic_store(&l->why, why);
-		rd_lane_stop(l); /* no waiting: its thread may want our mutex */
+		if (why)
+			rd_lane_fail(l, why); /* no waiting: its thread may want our mutex */
 	}
 }
 

@@ -33,7 +33,7 @@ static bool is_reached(const struct sockaddr *to)
 	}
 	p.fd = channel->fd;
 	if (!rdma_resolve_addr(id, NULL, (struct sockaddr *)to, (int)(ROUTE_NS / LM_NS_PER_MS)))
-		while (rd_event_next(channel, &e) && lm_now_ns() < until)
+		while (rd_event_next(channel, &e) == -EAGAIN && lm_now_ns() < until)
 			poll(&p, 1, lm_deadline_poll_ms(until));
 	rdma_destroy_id(id);
 	rdma_destroy_event_channel(channel);

@@ -204,6 +204,14 @@ void rd_lane_stop(struct rd_lane *l)
 	rd_lane_wake(l);
 }
 
+void rd_lane_fail(struct rd_lane *l, const char *why)
+{
+	if (atomic_load(&l->shut))
+		return;
+	atomic_store(&l->why, why);
+	rd_lane_stop(l);
+}
+
 void rd_lane_shut(struct rd_lane *l)
 {
 	rd_lane_stop(l);
@@ -287,15 +295,17 @@ void rd_lane_reset(struct rd_lane *l)
 void rd_lane_hear(struct rd_lane *l)
 {
 	struct rd_event e;
+	int r;
 
-	while (!rd_event_next(l->channel, &e)) {
+	while (!(r = rd_event_next(l->channel, &e))) {
 		if (e.type == RDMA_CM_EVENT_DISCONNECTED)
 			l->hung_up = true;
-		if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL) {
-			atomic_store(&l->why, "the RDMA device was removed");
-			rd_lane_stop(l);
-		}
+		if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL)
+			rd_lane_fail(l, "the RDMA device was removed");
 	}
+	/* Its channel stays readable: nobody could wait any more. */
+	if (r != -EAGAIN)
+		rd_lane_fail(l, "rdma_cm tells nothing of the connection any more");
 }
 
 static int received(struct rd_lane *l, const struct ibv_wc *wc, struct lm_poll_result *res, struct lm_error *err)

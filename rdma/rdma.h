@@ -247,7 +247,7 @@ struct rd_lane {
 	/* Any thread */
 	_Atomic bool shut;
 	_Atomic bool placing;      /* lane thread; see rd_place_begin() */
-	_Atomic(const char *) why; /* an asynchronous event shut it */
+	_Atomic(const char *) why; /* something that is not its peer shut it, rd_lane_fail() */
 	/* The connection */
 	bool armed;                /* completions will be told */
 	bool hung_up;              /* rdma_cm says so */
@@ -343,6 +343,8 @@ int rd_lane_setup(struct rd_lane *l, struct lm_error *err);
 int rd_lane_restrict(struct rd_lane *l);
 /* Any thread: queue pair in error, thread woken; shut also waits for zeros that are being placed. */
 void rd_lane_stop(struct rd_lane *l);
+/* The same, unless it is shut already, with the words that its errors shall have (static). */
+void rd_lane_fail(struct rd_lane *l, const char *why);
 void rd_lane_shut(struct rd_lane *l);
 /* No thread uses the lane any more: its queue pair is gone, the rest goes with reset. */
 void rd_lane_fence(struct rd_lane *l);

@@ -230,6 +230,39 @@ static void a_listener_ends_with_its_device_and_lanes_come_over_another(void **s
 	side_end(&s);
 }
 
+/* ---- a channel that cannot be read ---- */
+
+static void a_channel_that_cannot_be_read_ends_the_wait(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		int r;
+
+		side_begin(&s, i ? LM_DEST : LM_SOURCE, 2, 2);
+		fake_errno = EIO;
+		fake_fail_call = "rdma_get_cm_event";
+		r = side_open(&s, &err);
+		assert_int_equal(r, -EIO);
+		assert_true(side_says_why(r, &err));
+		assert_in_range(s.p.deadline_ns - lm_now_ns(), 9 * LM_NS_PER_S, 10 * LM_NS_PER_S);
+		side_end(&s);
+	}
+}
+
+static void an_open_lane_that_cannot_hear_its_events_is_lost(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		side_ready(&s, i ? LM_DEST : LM_SOURCE, 2, 1);
+		fake_fail_call = "rdma_get_cm_event";
+		fake_event(side_lane(&s, 1)->id, RDMA_CM_EVENT_TIMEWAIT_EXIT);
+		assert_int_equal(lm_transport_poll(s.t, 1, 10, &res, &err), -ENETDOWN);
+		assert_non_null(strstr(err.msg, "rdma_cm"));
+		assert_int_equal(lm_transport_poll(s.t, 0, 10, &res, &err), 0);
+		side_end(&s);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -245,6 +278,8 @@ int main(void)
 		cmocka_unit_test(a_lane_that_hangs_up_before_all_are_there_is_waited_for_again),
 		cmocka_unit_test(a_listener_does_not_mind_events_that_are_not_its_own),
 		cmocka_unit_test(a_listener_ends_with_its_device_and_lanes_come_over_another),
+		cmocka_unit_test(a_channel_that_cannot_be_read_ends_the_wait),
+		cmocka_unit_test(an_open_lane_that_cannot_hear_its_events_is_lost),
 	};
 
 	return cmocka_run_group_tests_name("rdma events", tests, NULL, NULL);
