@@ -11,6 +11,7 @@
 #include "fakeverbs.h"
 
 bool (*fake_idle)(void);
+uint64_t fake_memlock;
 
 static pthread_t test_thread;
 static _Atomic int64_t skipped_ns;
@@ -106,8 +107,15 @@ unsigned fake_nfds(void)
 	return n;
 }
 
+uint64_t __wrap_lm_memlock_limit(void);
+uint64_t __wrap_lm_memlock_limit(void)
+{
+	return fake_memlock;
+}
+
 void fake_host_reset(void)
 {
+	fake_memlock = UINT64_MAX;
 	fake_idle = NULL;
 	test_thread = pthread_self();
 }

@@ -17,7 +17,7 @@
 
 #include "rdma.h"
 
-#define FAKE_DEVICES 4
+#define FAKE_DEVICES 12
 #define FAKE_GONE UINT32_MAX
 #define FAKE_ANY (-1)
 
@@ -86,6 +86,7 @@ struct rdma_cm_id *fake_listener(unsigned net);
  * is a failure.
  */
 extern bool (*fake_idle)(void);
+extern uint64_t fake_memlock; /* bytes that may be locked; UINT64_MAX: no limit, as after fake_reset() */
 unsigned fake_nfds(void); /* open files of this process */
 struct sockaddr_in fake_address(uint32_t net, uint32_t host); /* 192.168.net.host */
 

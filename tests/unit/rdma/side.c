@@ -127,6 +127,24 @@ bool side_requests(void)
 	return any;
 }
 
+void side_give_key(struct rd_lane *l, uint32_t chunk)
+{
+	l->peer[0].chunks[chunk] = (struct rd_peer_chunk){ .address = chunk * (UINT64_C(8) << 20), .rkey = 1,
+							  .state = RDMA_PEER_READY };
+}
+
+void side_say(struct rd_lane *l, enum rd_msg_type type, uint64_t seq, const void *entries, unsigned n, size_t size)
+{
+	uint8_t buf[RDMA_MSG_SIZE];
+	struct rd_msg m = { .magic = lm_le32(RDMA_MSG_MAGIC), .type = lm_le16((uint16_t)type),
+			    .count = lm_le16((uint16_t)n), .seq = lm_le64(seq) };
+
+	memcpy(buf, &m, sizeof(m));
+	if (n)
+		memcpy(buf + sizeof(m), entries, n * size);
+	fake_receive(l->id->qp, buf, sizeof(m) + n * size);
+}
+
 /* ---- a lane that is left alone ---- */
 
 void side_remember(const struct side *s, unsigned lane)

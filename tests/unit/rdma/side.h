@@ -30,6 +30,10 @@ void side_ready(struct side *s, enum lm_side side, unsigned nlanes, unsigned nde
 void side_add_region(struct side *s);
 /* One lane again, as after LANE_OPEN: with a new token, and ten seconds. */
 int side_reopen(struct side *s, unsigned lane, struct lm_error *err);
+/* The active side's lane knows the peer's key of a chunk. */
+void side_give_key(struct rd_lane *l, uint32_t chunk);
+/* A message of the peer, with n entries of this size. */
+void side_say(struct rd_lane *l, enum rd_msg_type type, uint64_t seq, const void *entries, unsigned n, size_t size);
 /* Frees the transport: nothing is left, no object and no open file. */
 void side_end(struct side *s);
 

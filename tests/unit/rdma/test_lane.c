@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "fakeverbs.h"
+#include "side.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -247,13 +247,6 @@ static void a_flush_counts_bytes_and_never_goes_back(void **state)
 
 /* ---- the active side ---- */
 
-static void give_key(struct rig *rig, uint32_t chunk)
-{
-	struct rd_peer_chunk *c = &rig->lane.peer[0].chunks[chunk];
-
-	*c = (struct rd_peer_chunk){ .address = chunk * 8 * MIB, .rkey = 1, .state = RDMA_PEER_READY };
-}
-
 static void a_run_waits_for_its_key_and_asks_for_it(void **state)
 {
 	struct rig *rig = rig_ready(LM_SOURCE);
@@ -266,7 +259,7 @@ static void a_run_waits_for_its_key_and_asks_for_it(void **state)
 	assert_int_equal(rig->lane.peer[0].chunks[0].state, RDMA_PEER_UNKNOWN);
 	assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), -EAGAIN);
 	assert_int_equal(rd_active_flush(&rig->lane, 1, &err), -EAGAIN);
-	give_key(rig, 1);
+	side_give_key(&rig->lane, 1);
 	assert_int_equal(rd_active_advance(&rig->lane, &err), 0);
 	assert_int_equal(fake_posted, 2);
 	rig_free(rig);
@@ -278,7 +271,7 @@ static void a_key_that_cannot_be_had_is_an_error_of_the_lane(void **state)
 	struct lm_run run = { .offset = 0, .len = LM_PAGE_SIZE };
 
 	(void)state;
-	give_key(rig, 0);
+	side_give_key(&rig->lane, 0);
 	rig->lane.peer[0].chunks[0].error = ENOMEM;
 	assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), -ENOMEM);
 	assert_int_equal(err.scope, LM_SCOPE_LANE);
@@ -292,7 +285,7 @@ static void a_run_is_cut_at_chunks(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 8; i++)
-		give_key(rig, i);
+		side_give_key(&rig->lane, i);
 	assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), 1);
 	assert_int_equal(fake_posted, 3); /* 1 + 8 + 1 MiB */
 	assert_int_equal(rig->lane.written, 10 * MIB);
@@ -316,7 +309,7 @@ static void a_chunk_with_a_hole_is_copied_until_it_has_none(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 8; i++)
-		give_key(rig, i);
+		side_give_key(&rig->lane, i);
 	memset(rig->region.host + 8 * MIB, 1, 3 * LM_PAGE_SIZE);
 	for (int i = 0; i < 5; i++)
 		assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), 1);
@@ -363,7 +356,7 @@ static void a_write_over_a_zero_waits_until_the_zero_is_placed(void **state)
 				  { .offset = 0, .len = LM_PAGE_SIZE } };
 
 	(void)state;
-	give_key(rig, 0);
+	side_give_key(&rig->lane, 0);
 	assert_int_equal(rd_active_queue(&rig->lane, runs, 3, &err), 3);
 	assert_int_equal(fake_posted, 2); /* the other page, and the ZERO */
 	rig->lane.zeros_placed = rig->lane.zeros_sent;
