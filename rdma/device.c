@@ -60,10 +60,12 @@ static void *watcher_main(void *arg)
 			return NULL;
 		if (p[1].revents)
 			return NULL;
-		if (p[0].revents && !ibv_get_async_event(d->verbs, &e)) {
+		if (!p[0].revents)
+			continue;
+		if (!ibv_get_async_event(d->verbs, &e)) {
 			event_handle(d, &e);
 			ibv_ack_async_event(&e);
-		} else if (p[0].revents & (POLLERR | POLLHUP)) {
+		} else if (p[0].revents & (POLLERR | POLLHUP) || (errno != EAGAIN && errno != EINTR)) {
 			p[0].fd = -1; /* the device is gone; rdma_cm tells the lanes */
 		}
 	}
