@@ -111,7 +111,7 @@ static int stage_make(struct rd_lane *l, struct lm_error *err)
 		return rd_lane_error(l, -errno, err, "a buffer to copy through");
 	l->stage_mr = ibv_reg_mr(l->use->dev->pd, p, RDMA_STAGE_SIZE, IBV_ACCESS_LOCAL_WRITE);
 	if (!l->stage_mr) {
-		int r = rd_lane_error(l, errno ? -errno : -EIO, err, "cannot register a buffer to copy through");
+		int r = rd_lane_error(l, rd_errno(), err, "cannot register a buffer to copy through");
 
 		munmap(p, RDMA_STAGE_SIZE);
 		return r;

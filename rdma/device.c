@@ -43,10 +43,8 @@ static void event_handle(struct rd_device *d, const struct ibv_async_event *e)
 	for (struct rd_lane *l = d->lanes; l; l = l->next_on_device) {
 		const char *why = event_ends(e, l);
 
-		if (!why || atomic_load(&l->shut))
-			continue;
-		atomic_store(&l->why, why);
-		rd_lane_stop(l); /* no waiting: its thread may want our mutex */
+		if (why)
+			rd_lane_fail(l, why); /* no waiting: its thread may want our mutex */
 	}
 }
 
@@ -62,10 +60,12 @@ static void *watcher_main(void *arg)
 			return NULL;
 		if (p[1].revents)
 			return NULL;
-		if (p[0].revents && !ibv_get_async_event(d->verbs, &e)) {
+		if (!p[0].revents)
+			continue;
+		if (!ibv_get_async_event(d->verbs, &e)) {
 			event_handle(d, &e);
 			ibv_ack_async_event(&e);
-		} else if (p[0].revents & (POLLERR | POLLHUP)) {
+		} else if (p[0].revents & (POLLERR | POLLHUP) || (errno != EAGAIN && errno != EINTR)) {
 			p[0].fd = -1; /* the device is gone; rdma_cm tells the lanes */
 		}
 	}
@@ -127,18 +127,20 @@ bool rd_device_odp(const struct rd_device *d)
 static int anchor_drop(struct rd_device *d, struct rdma_cm_id *id)
 {
 	union rd_addr a;
+	int r;
 
 	memset(&a, 0, sizeof(a));
 	memcpy(&a, rdma_get_local_addr(id), rdma_get_local_addr(id)->sa_family == AF_INET6 ? sizeof(a.v6) : sizeof(a.v4));
 	rd_addr_set_port(&a, 0);
-	if (rd_channel_make(&d->anchor_channel))
-		return -errno;
+	r = rd_channel_make(&d->anchor_channel);
+	if (r)
+		return r;
 	if (rdma_create_id(d->anchor_channel, &d->anchor, NULL, RDMA_PS_TCP)) {
 		d->anchor = NULL;
-		return -errno;
+		return rd_errno();
 	}
 	if (rdma_bind_addr(d->anchor, &a.sa))
-		return -errno;
+		return rd_errno();
 	return d->anchor->verbs == d->verbs ? 0 : -ENODEV;
 }
 
@@ -169,12 +171,13 @@ static int device_open(struct rd_device *d, struct rdma_cm_id *id, const char **
 	if (r)
 		return r;
 	*ret_what = "query the device";
-	if (ibv_query_device_ex(d->verbs, NULL, &d->attr))
-		return errno ? -errno : -EIO;
+	r = rd_result(ibv_query_device_ex(d->verbs, NULL, &d->attr));
+	if (r)
+		return r;
 	*ret_what = "allocate a protection domain";
 	d->pd = ibv_alloc_pd(d->verbs);
 	if (!d->pd)
-		return errno ? -errno : -EIO;
+		return rd_errno();
 	*ret_what = "start a thread";
 	d->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (d->stop_fd < 0)

@@ -144,14 +144,16 @@ int rd_rails_find(const char *const *names, unsigned n, struct rd_rail ret[stati
 	struct rdma_event_channel *channel;
 	struct ifaddrs *all = NULL;
 	unsigned found = 0;
+	int r;
 
 	if (n > RDMA_RAILS_MAX)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%u rails: at most %d", n, RDMA_RAILS_MAX);
 	for (unsigned i = 0; i < n; i++)
 		if (rd_rail_spec_parse(names[i], &specs[i], err))
 			return -EINVAL;
-	if (rd_channel_make(&channel))
-		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "no connection manager (is the module rdma_ucm loaded, and "
+	r = rd_channel_make(&channel);
+	if (r)
+		return lm_err_errno(err, r, LM_SCOPE_SESSION, "no connection manager (is the module rdma_ucm loaded, and "
 				    "may we open /dev/infiniband/rdma_cm?)");
 	if (!getifaddrs(&all)) {
 		for (const struct ifaddrs *i = all; i && found < CANDIDATES_MAX; i = i->ifa_next)

@@ -33,7 +33,7 @@ static bool is_reached(const struct sockaddr *to)
 	}
 	p.fd = channel->fd;
 	if (!rdma_resolve_addr(id, NULL, (struct sockaddr *)to, (int)(ROUTE_NS / LM_NS_PER_MS)))
-		while (rd_event_next(channel, &e) && lm_now_ns() < until)
+		while (rd_event_next(channel, &e) == -EAGAIN && lm_now_ns() < until)
 			poll(&p, 1, lm_deadline_poll_ms(until));
 	rdma_destroy_id(id);
 	rdma_destroy_event_channel(channel);
@@ -124,15 +124,28 @@ static void address_text(const struct rd_rail *r, char *ret, size_t size)
 	snprintf(ret, size, "%s (GID %d)", text, r->gid);
 }
 
+/* One that is there and does not answer is not left out. */
+static void no_answer(const char *dev, int code, const char *advice, lm_check_fn *fn, void *opaque)
+{
+	struct lm_check c = { .status = LM_CHECK_WARN, .name = "RDMA port" };
+
+	snprintf(c.found, sizeof(c.found), "%s: %s", dev, strerror(-code));
+	snprintf(c.advice, sizeof(c.advice), "%s", advice);
+	fn(opaque, &c);
+}
+
 static void check_port(struct ibv_context *v, const struct ibv_device_attr_ex *dev, unsigned port,
 		       const struct rd_rail *rail, lm_check_fn *fn, void *opaque)
 {
 	struct ibv_port_attr a;
 	struct lm_check c = { .status = LM_CHECK_OK, .name = "RDMA port" };
 	char address[INET6_ADDRSTRLEN + 16] = "no address", mr[32];
+	int r = rd_result(ibv_query_port(v, (uint8_t)port, &a));
 
-	if (ibv_query_port(v, (uint8_t)port, &a))
+	if (r) {
+		no_answer(ibv_get_device_name(v->device), r, "its port cannot be queried: see the kernel's log", fn, opaque);
 		return;
+	}
 	if (rail)
 		address_text(rail, address, sizeof(address));
 	snprintf(mr, sizeof(mr), "max MR %llu GiB", (unsigned long long)dev->orig_attr.max_mr_size >> 30);
@@ -158,19 +171,19 @@ static void check_device(struct ibv_device *device, const struct rd_rail *rails,
 			 void *opaque)
 {
 	struct ibv_context *v = ibv_open_device(device);
+	const char *name = ibv_get_device_name(device);
 	struct ibv_device_attr_ex attr;
+	int r;
 
 	if (!v) {
-		struct lm_check c = { .status = LM_CHECK_WARN, .name = "RDMA port" };
-
-		snprintf(c.found, sizeof(c.found), "%s: %s", ibv_get_device_name(device), strerror(errno));
-		snprintf(c.advice, sizeof(c.advice), "open /dev/infiniband/uverbs* for this user");
-		fn(opaque, &c);
+		no_answer(name, rd_errno(), "open /dev/infiniband/uverbs* for this user", fn, opaque);
 		return;
 	}
-	if (!ibv_query_device_ex(v, NULL, &attr))
-		for (unsigned p = 1; p <= attr.orig_attr.phys_port_cnt; p++)
-			check_port(v, &attr, p, rail_of(rails, n, ibv_get_device_name(device), p), fn, opaque);
+	r = rd_result(ibv_query_device_ex(v, NULL, &attr));
+	if (r)
+		no_answer(name, r, "the device cannot be queried: see the kernel's log", fn, opaque);
+	for (unsigned p = 1; !r && p <= attr.orig_attr.phys_port_cnt; p++)
+		check_port(v, &attr, p, rail_of(rails, n, name, p), fn, opaque);
 	ibv_close_device(v);
 }
 

@@ -89,7 +89,7 @@ static int make_buffers(struct rd_lane *l)
 	if (!l->notes)
 		return -ENOMEM;
 	l->buffers_mr = ibv_reg_mr(l->use->dev->pd, p, BUFFERS_SIZE, IBV_ACCESS_LOCAL_WRITE);
-	return l->buffers_mr ? 0 : errno ? -errno : -EIO;
+	return l->buffers_mr ? 0 : rd_errno();
 }
 
 static int make_cq(struct rd_lane *l)
@@ -98,12 +98,12 @@ static int make_cq(struct rd_lane *l)
 
 	l->completions = ibv_create_comp_channel(verbs);
 	if (!l->completions)
-		return errno ? -errno : -EIO;
+		return rd_errno();
 	if (fcntl(l->completions->fd, F_SETFL, fcntl(l->completions->fd, F_GETFL) | O_NONBLOCK))
 		return -errno;
 	l->cq = ibv_create_cq(verbs, (int)(l->depth + 2 * RDMA_NRECV), NULL, l->completions,
 			      (int)l->index % verbs->num_comp_vectors);
-	return l->cq ? 0 : errno ? -errno : -EIO;
+	return l->cq ? 0 : rd_errno();
 }
 
 static int make_qp(struct rd_lane *l)
@@ -117,7 +117,7 @@ static int make_qp(struct rd_lane *l)
 	if (rdma_create_qp(l->id, l->use->dev->pd, &a)) {
 		a.cap.max_inline_data = 0;
 		if (rdma_create_qp(l->id, l->use->dev->pd, &a))
-			return errno ? -errno : -EIO;
+			return rd_errno();
 	}
 	l->max_inline = a.cap.max_inline_data;
 	return 0;
@@ -174,13 +174,9 @@ int rd_lane_restrict(struct rd_lane *l)
 	struct ibv_qp_attr a = {
 		.qp_access_flags = !passive ? 0 : t->direction == LM_PUSH ? IBV_ACCESS_REMOTE_WRITE : IBV_ACCESS_REMOTE_READ,
 	};
-	int r;
 
 	/* iWARP fetches by having the peer write. */
-	if (l->use->dev->iwarp)
-		return 0;
-	r = ibv_modify_qp(l->id->qp, &a, IBV_QP_ACCESS_FLAGS);
-	return r < 0 ? r : -r;
+	return l->use->dev->iwarp ? 0 : rd_result(ibv_modify_qp(l->id->qp, &a, IBV_QP_ACCESS_FLAGS));
 }
 
 static void disconnect(struct rd_lane *l)
@@ -206,6 +202,14 @@ void rd_lane_stop(struct rd_lane *l)
 	if (!atomic_exchange(&l->shut, true))
 		disconnect(l);
 	rd_lane_wake(l);
+}
+
+void rd_lane_fail(struct rd_lane *l, const char *why)
+{
+	if (atomic_load(&l->shut))
+		return;
+	atomic_store(&l->why, why);
+	rd_lane_stop(l);
 }
 
 void rd_lane_shut(struct rd_lane *l)
@@ -288,19 +292,20 @@ void rd_lane_reset(struct rd_lane *l)
 
 /* ---- completions ---- */
 
-/* The id's events: 0, or nothing more is there. */
-static void hear_cm(struct rd_lane *l)
+void rd_lane_hear(struct rd_lane *l)
 {
 	struct rd_event e;
+	int r;
 
-	while (!rd_event_next(l->channel, &e)) {
+	while (!(r = rd_event_next(l->channel, &e))) {
 		if (e.type == RDMA_CM_EVENT_DISCONNECTED)
 			l->hung_up = true;
-		if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL) {
-			atomic_store(&l->why, "the RDMA device was removed");
-			rd_lane_stop(l);
-		}
+		if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL)
+			rd_lane_fail(l, "the RDMA device was removed");
 	}
+	/* Its channel stays readable: nobody could wait any more. */
+	if (r != -EAGAIN)
+		rd_lane_fail(l, "rdma_cm tells nothing of the connection any more");
 }
 
 static int received(struct rd_lane *l, const struct ibv_wc *wc, struct lm_poll_result *res, struct lm_error *err)
@@ -325,7 +330,7 @@ static int completed(struct rd_lane *l, const struct ibv_wc *wc, struct lm_poll_
 		rd_sent(l, wc->wr_id, res);
 		return 0;
 	}
-	hear_cm(l);
+	rd_lane_hear(l);
 	/* An end in good order, unless something was still to be fetched. */
 	if (l->closed && (l->t->base.direction == LM_PUSH || wc->wr_id & RECV_BIT))
 		return 0;
@@ -403,7 +408,7 @@ static int doze(struct rd_lane *l, int timeout_ms, int wake_fd, struct lm_error 
 	if (p[0].revents)
 		hear_completions(l);
 	if (p[1].revents)
-		hear_cm(l);
+		rd_lane_hear(l);
 	if (p[2].revents && read(l->event_fd, &n, sizeof(n)) < 0)
 		return 0; /* somebody else was quicker */
 	return 0;
@@ -416,9 +421,9 @@ static int arm(struct rd_lane *l, struct lm_poll_result *res, struct lm_error *e
 
 	if (l->armed)
 		return 0;
-	r = ibv_req_notify_cq(l->cq, 0);
+	r = rd_result(ibv_req_notify_cq(l->cq, 0));
 	if (r)
-		return rd_lane_error(l, r < 0 ? r : -r, err, "the completion queue cannot be armed");
+		return rd_lane_error(l, r, err, "the completion queue cannot be armed");
 	l->armed = true;
 	return step(l, res, err);
 }

@@ -15,7 +15,7 @@ int rd_post_recv(struct rd_lane *l, unsigned buffer)
 			       .lkey = l->buffers_mr->lkey };
 	struct ibv_recv_wr wr = { .wr_id = RECV_BIT | buffer, .sg_list = &sge, .num_sge = 1 }, *bad;
 
-	return -ibv_post_recv(l->id->qp, &wr, &bad);
+	return rd_result(ibv_post_recv(l->id->qp, &wr, &bad));
 }
 
 int rd_post_batch(struct rd_lane *l, struct lm_error *err)
@@ -29,8 +29,8 @@ int rd_post_batch(struct rd_lane *l, struct lm_error *err)
 		l->wr[i].next = &l->wr[i + 1];
 	l->wr[l->nbatch - 1].next = NULL;
 	l->nbatch = 0;
-	r = ibv_post_send(l->id->qp, l->wr, &bad);
-	return r ? rd_lane_error(l, r < 0 ? r : -r, err, "the device does not take work") : 0;
+	r = rd_result(ibv_post_send(l->id->qp, l->wr, &bad));
+	return r ? rd_lane_error(l, r, err, "the device does not take work") : 0;
 }
 
 /* The next work request; the caller knows that there is room in the queue. */

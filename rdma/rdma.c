@@ -405,6 +405,9 @@ static int rd_reopen(struct lm_transport *base, unsigned lane, const struct lm_t
 	struct rd_lane *l = &t->lanes[lane];
 	int r;
 
+	/* There nobody listens any more: all lanes are opened anew. */
+	if (base->direction == LM_PULL)
+		return lm_err(err, -EOPNOTSUPP, LM_SCOPE_LANE, "in post-copy no lane is opened again");
 	rd_lane_reset(l); /* its queue pair, which was in error since it was shut, is gone with this */
 	r = p->side == LM_SOURCE ? rd_cm_connect_again(t, l, p, err) : rd_cm_accept_again(t, l, p, err);
 	if (!r && lane_regions(t, l))
@@ -412,6 +415,8 @@ static int rd_reopen(struct lm_transport *base, unsigned lane, const struct lm_t
 	if (r) {
 		rd_lane_reset(l);
 		atomic_store(&l->shut, true);
+		if (err)
+			err->scope = LM_SCOPE_LANE; /* what ends an open ends only this attempt */
 	}
 	return r;
 }

@@ -8,11 +8,12 @@
  *   mem     guest memory registered with a device, shared by transports of the same
  *           device and memory (mr.c)
  *   use     what one transport uses of one device
- *   lane    a connection: rdma_cm id, QP, CQ (lane.c, post.c, peer.c)
+ *   lane    a connection: rdma_cm id, QP, CQ (cm.c, connect.c, accept.c; lane.c, post.c, peer.c)
  */
 #ifndef LM_RDMA_H
 #define LM_RDMA_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <rdma/rdma_cma.h>
@@ -38,6 +39,20 @@
 #define RDMA_STAGE_SIZE (UINT64_C(4) << 20)
 
 struct rd_lane;
+
+/* ---- what calls of the libraries say when they fail; never 0 ---- */
+
+/* Those that set errno: not all of them always do. */
+static inline int rd_errno(void)
+{
+	return errno ? -errno : -EIO;
+}
+
+/* Those that return it: some providers negative, some -1 and errno.  0 stays 0. */
+static inline int rd_result(int r)
+{
+	return r > 0 ? -r : r == -1 ? rd_errno() : r;
+}
 
 /* ---- device.c ---- */
 
@@ -232,7 +247,7 @@ struct rd_lane {
 	/* Any thread */
 	_Atomic bool shut;
 	_Atomic bool placing;      /* lane thread; see rd_place_begin() */
-	_Atomic(const char *) why; /* an asynchronous event shut it */
+	_Atomic(const char *) why; /* something that is not its peer shut it, rd_lane_fail() */
 	/* The connection */
 	bool armed;                /* completions will be told */
 	bool hung_up;              /* rdma_cm says so */
@@ -283,16 +298,11 @@ static inline const char *rd_peer_name(const struct rd_lane *l)
 	return l->t->base.side == LM_SOURCE ? "destination" : "source";
 }
 
-/* cm.c: the id's events and what they lead to */
-int rd_cm_listen(struct rdma *t, const struct lm_transport_params *p, uint8_t ret_endpoint[LM_ENDPOINT_SIZE],
-		   struct lm_error *err);
-void rd_cm_unlisten(struct rdma *t);
-int rd_cm_accept(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
-int rd_cm_connect(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
-/* One lane that was reset, once more.  Source: over one pair of rails, its own while other lanes work. */
-int rd_cm_accept_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
-int rd_cm_connect_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
-/* One event, without waiting: -EAGAIN, or 0 and event, status and (CONNECT_REQUEST) hello and id. */
+/* cm.c: the id's events */
+/*
+ * One event, without waiting: 0; -EAGAIN: there is none, or another negative errno.  Of a
+ * CONNECT_REQUEST the new id is the caller's.
+ */
 struct rd_event {
 	enum rdma_cm_event_type type;
 	int status;
@@ -301,7 +311,25 @@ struct rd_event {
 	bool has_hello;
 };
 int rd_event_next(struct rdma_event_channel *channel, struct rd_event *ret);
+/* Non-blocking, the caller's to destroy; 0 or a negative errno. */
 int rd_channel_make(struct rdma_event_channel **ret);
+
+/*
+ * accept.c: the destination's lanes.  All of it for the session's thread, but for accept_again,
+ * see reopen in transport.h; accepting and connecting wait until p's deadline, or until its cancel_fd is
+ * readable.  After an error the caller resets lanes and calls unlisten.
+ */
+int rd_cm_listen(struct rdma *t, const struct lm_transport_params *p, uint8_t ret_endpoint[LM_ENDPOINT_SIZE],
+		   struct lm_error *err);
+void rd_cm_unlisten(struct rdma *t);
+int rd_cm_accept(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
+/* One lane that was reset, once more. */
+int rd_cm_accept_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
+
+/* connect.c: the source's lanes */
+int rd_cm_connect(struct rdma *t, const struct lm_transport_params *p, struct lm_error *err);
+/* One lane that was reset, once more, over one pair of rails: its own while other lanes work. */
+int rd_cm_connect_again(struct rdma *t, struct rd_lane *l, const struct lm_transport_params *p, struct lm_error *err);
 
 /* find.c: the RDMA ports of this host that have addresses, one rail each */
 int rd_rails_find(const char *const *names, unsigned n, struct rd_rail ret[static RDMA_RAILS_MAX],
@@ -315,6 +343,8 @@ int rd_lane_setup(struct rd_lane *l, struct lm_error *err);
 int rd_lane_restrict(struct rd_lane *l);
 /* Any thread: queue pair in error, thread woken; shut also waits for zeros that are being placed. */
 void rd_lane_stop(struct rd_lane *l);
+/* The same, unless it is shut already, with the words that its errors shall have (static). */
+void rd_lane_fail(struct rd_lane *l, const char *why);
 void rd_lane_shut(struct rd_lane *l);
 /* No thread uses the lane any more: its queue pair is gone, the rest goes with reset. */
 void rd_lane_fence(struct rd_lane *l);
@@ -323,6 +353,8 @@ void rd_lane_reset(struct rd_lane *l);
 void rd_lane_wake(struct rd_lane *l); /* any thread */
 int rd_lane_poll(struct rd_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		   struct lm_error *err);
+/* The id's events of an open lane, without waiting: whether the peer has hung up, or its device is gone. */
+void rd_lane_hear(struct rd_lane *l);
 /* Orderly end of all lanes, at most some time. */
 void rd_lanes_say_close(struct rdma *t);
 /* Why the lane cannot go on; code 0: the peer hung up. */

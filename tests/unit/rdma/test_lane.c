@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "fakeverbs.h"
+#include "side.h"
 
 #define MIB (UINT64_C(1) << 20)
 
@@ -39,15 +39,15 @@ static void rig_free(struct rig *rig)
 static int rig_open(struct rig *rig)
 {
 	struct rd_lane *l = &rig->lane;
+	struct sockaddr_in address = fake_address(0, 1);
 	struct rdma_event_channel *channel;
 	int r = rd_channel_make(&channel);
 
 	if (r)
 		return lm_err(&err, r, LM_SCOPE_SESSION, "rdma_cm");
 	l->channel = channel;
-	if (rdma_create_id(channel, &l->id, NULL, RDMA_PS_TCP) || rdma_bind_addr(l->id, NULL))
+	if (rdma_create_id(channel, &l->id, NULL, RDMA_PS_TCP) || rdma_bind_addr(l->id, (struct sockaddr *)&address))
 		return lm_err(&err, -errno, LM_SCOPE_SESSION, "rdma_cm");
-	l->id->route.addr.src_sin.sin_family = AF_INET;
 	r = rd_device_get(l->id, &rig->t.uses[0].dev, &err);
 	if (r)
 		return r;
@@ -116,7 +116,8 @@ static void each_call_that_fails_is_told_and_leaks_nothing(void **state)
 		} else if (r) {
 			assert_true(err.code < 0 && err.msg[0]);
 		} else {
-			assert_string_equal(fake_failed, "rdma_create_qp"); /* tried again without inline data */
+			/* Tried again without inline data; or nothing that is needed. */
+			assert_true(!strcmp(fake_failed, "rdma_create_qp") || !strcmp(fake_failed, "ibv_query_port"));
 		}
 		rig_free(rig);
 		assert_int_equal(fake_live, 0);
@@ -246,13 +247,6 @@ static void a_flush_counts_bytes_and_never_goes_back(void **state)
 
 /* ---- the active side ---- */
 
-static void give_key(struct rig *rig, uint32_t chunk)
-{
-	struct rd_peer_chunk *c = &rig->lane.peer[0].chunks[chunk];
-
-	*c = (struct rd_peer_chunk){ .address = chunk * 8 * MIB, .rkey = 1, .state = RDMA_PEER_READY };
-}
-
 static void a_run_waits_for_its_key_and_asks_for_it(void **state)
 {
 	struct rig *rig = rig_ready(LM_SOURCE);
@@ -265,7 +259,7 @@ static void a_run_waits_for_its_key_and_asks_for_it(void **state)
 	assert_int_equal(rig->lane.peer[0].chunks[0].state, RDMA_PEER_UNKNOWN);
 	assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), -EAGAIN);
 	assert_int_equal(rd_active_flush(&rig->lane, 1, &err), -EAGAIN);
-	give_key(rig, 1);
+	side_give_key(&rig->lane, 1);
 	assert_int_equal(rd_active_advance(&rig->lane, &err), 0);
 	assert_int_equal(fake_posted, 2);
 	rig_free(rig);
@@ -277,7 +271,7 @@ static void a_key_that_cannot_be_had_is_an_error_of_the_lane(void **state)
 	struct lm_run run = { .offset = 0, .len = LM_PAGE_SIZE };
 
 	(void)state;
-	give_key(rig, 0);
+	side_give_key(&rig->lane, 0);
 	rig->lane.peer[0].chunks[0].error = ENOMEM;
 	assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), -ENOMEM);
 	assert_int_equal(err.scope, LM_SCOPE_LANE);
@@ -291,7 +285,7 @@ static void a_run_is_cut_at_chunks(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 8; i++)
-		give_key(rig, i);
+		side_give_key(&rig->lane, i);
 	assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), 1);
 	assert_int_equal(fake_posted, 3); /* 1 + 8 + 1 MiB */
 	assert_int_equal(rig->lane.written, 10 * MIB);
@@ -315,7 +309,7 @@ static void a_chunk_with_a_hole_is_copied_until_it_has_none(void **state)
 
 	(void)state;
 	for (uint32_t i = 0; i < 8; i++)
-		give_key(rig, i);
+		side_give_key(&rig->lane, i);
 	memset(rig->region.host + 8 * MIB, 1, 3 * LM_PAGE_SIZE);
 	for (int i = 0; i < 5; i++)
 		assert_int_equal(rd_active_queue(&rig->lane, &run, 1, &err), 1);
@@ -362,7 +356,7 @@ static void a_write_over_a_zero_waits_until_the_zero_is_placed(void **state)
 				  { .offset = 0, .len = LM_PAGE_SIZE } };
 
 	(void)state;
-	give_key(rig, 0);
+	side_give_key(&rig->lane, 0);
 	assert_int_equal(rd_active_queue(&rig->lane, runs, 3, &err), 3);
 	assert_int_equal(fake_posted, 2); /* the other page, and the ZERO */
 	rig->lane.zeros_placed = rig->lane.zeros_sent;
