@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include "unit.h"
 #include "pool.h"
@@ -210,6 +211,35 @@ static void workers_take_no_signals_of_the_program(void **state)
 	lm_pool_free(p);
 }
 
+static void note_nice(void *ctx, unsigned worker)
+{
+	int *nice = ctx;
+
+	nice[worker] = getpriority(PRIO_PROCESS, 0);
+}
+
+static void urgent_workers_have_less_nice_until_they_are_not(void **state)
+{
+	struct lm_pool *p = pool_new();
+	int usual = getpriority(PRIO_PROCESS, 0), nice[WORKERS];
+
+	(void)state;
+	if (geteuid())
+		skip(); /* it may not be allowed */
+	lm_pool_start(p, note_nice, nice); /* so that all have begun */
+	lm_pool_finish(p);
+	for (int urgent = 1; urgent >= 0; urgent--) {
+		lm_pool_set_urgent(p, urgent);
+		lm_pool_set_urgent(p, urgent); /* twice is as good as once */
+		lm_pool_start(p, note_nice, nice);
+		lm_pool_finish(p);
+		for (unsigned i = 0; i < WORKERS; i++)
+			assert_true(urgent ? nice[i] < usual : nice[i] == usual);
+		assert_int_equal(getpriority(PRIO_PROCESS, 0), usual);
+	}
+	lm_pool_free(p);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -221,6 +251,7 @@ int main(void)
 		cmocka_unit_test(a_worker_runs_once_more_in_the_same_job),
 		cmocka_unit_test(an_unused_pool_can_be_freed),
 		cmocka_unit_test(workers_take_no_signals_of_the_program),
+		cmocka_unit_test(urgent_workers_have_less_nice_until_they_are_not),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

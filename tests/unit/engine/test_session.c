@@ -8,6 +8,7 @@
 #include <string.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include "clock.h"
@@ -502,6 +503,70 @@ static void an_answer_that_does_not_come_leaves_doubt(void **state)
 }
 
 /* Teeth: without the rule "run only after COMMIT" two guests run when the source gives up late. */
+/* ---- who comes first ---- */
+
+/* Nice values of the session's thread, by side: while the guest stands still, and at the end. */
+struct nices {
+	int still, after;
+};
+
+static void on_stage(void *opaque, const struct lm_event *e)
+{
+	struct nices *n = opaque;
+
+	if (e->type == LM_EVENT_STAGE && (!strcmp(e->u.stage.name, "saved") || !strcmp(e->u.stage.name, "loading")))
+		n->still = getpriority(PRIO_PROCESS, 0);
+	if (e->type == LM_EVENT_STAGE && !strcmp(e->u.stage.name, "done"))
+		n->after = getpriority(PRIO_PROCESS, 0);
+}
+
+static void move_and_look(struct nices *src, struct nices *dst)
+{
+	struct pair *p = pair_new(&small);
+
+	p->src_opt.event = p->dst_opt.event = on_stage;
+	p->src_opt.event_opaque = src;
+	p->dst_opt.event_opaque = dst;
+	pair_run(p);
+	assert_moved(p);
+	pair_free(p);
+}
+
+static void skip_if_not_allowed(void)
+{
+	struct rlimit limit;
+
+	if (geteuid() && (getrlimit(RLIMIT_NICE, &limit) || limit.rlim_cur < 30))
+		skip();
+}
+
+static void threads_come_first_while_the_guest_stands_still(void **state)
+{
+	int usual = getpriority(PRIO_PROCESS, 0);
+	struct nices src = { 99, 99 }, dst = { 99, 99 };
+
+	(void)state;
+	skip_if_not_allowed();
+	move_and_look(&src, &dst);
+	assert_true(src.still < usual && dst.still < usual);
+	assert_int_equal(src.after, usual);
+	assert_int_equal(dst.after, usual);
+	assert_int_equal(getpriority(PRIO_PROCESS, 0), usual);
+}
+
+static void without_that_they_wait_as_all_others(void **state)
+{
+	int usual = getpriority(PRIO_PROCESS, 0);
+	struct nices src = { 99, 99 }, dst = { 99, 99 };
+
+	(void)state;
+	setenv("LM_BREAK", "urgent", 1);
+	move_and_look(&src, &dst);
+	unsetenv("LM_BREAK");
+	assert_int_equal(src.still, usual);
+	assert_int_equal(dst.still, usual);
+}
+
 static void broken_commit_rule_runs_two_guests(void **state)
 {
 	struct pair *p = pair_new(&small);
@@ -544,6 +609,8 @@ int main(void)
 		cmocka_unit_test(the_destination_can_leave_the_guest_paused),
 		cmocka_unit_test(injected_error_at_each_stage_is_survived),
 		cmocka_unit_test(an_answer_that_does_not_come_leaves_doubt),
+		cmocka_unit_test(threads_come_first_while_the_guest_stands_still),
+		cmocka_unit_test(without_that_they_wait_as_all_others),
 		cmocka_unit_test(broken_commit_rule_runs_two_guests),
 	};
 
