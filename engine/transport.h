@@ -84,7 +84,20 @@ struct lm_transport_params {
 	bool insecure;                /* peers that are not loopback are allowed */
 	int64_t deadline_ns;          /* for open */
 	int cancel_fd;                /* readable when the session is cancelled; -1: none */
+	/*
+	 * Destination, open: when peer_fd is readable the peer has said something, and peer_said looks
+	 * what: 0, or why there is nothing to wait for.  peer_said NULL: nobody looks.
+	 */
+	int peer_fd;
+	int (*peer_said)(void *opaque, struct lm_error *err);
+	void *peer_opaque;
 };
+
+/* To be polled, for lm_transport_peer_said(); -1: nothing. */
+static inline int lm_transport_peer_fd(const struct lm_transport_params *p)
+{
+	return p->peer_said ? p->peer_fd : -1;
+}
 
 struct lm_poll_result {
 	uint64_t flushed; /* source: highest flush sequence number that was confirmed */

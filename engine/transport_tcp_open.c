@@ -213,7 +213,7 @@ static int64_t expire(struct admission *a, int64_t deadline_ns)
 
 static int admission_step(struct admission *a, struct lm_error *err)
 {
-	struct pollfd fds[PENDING_MAX + 2];
+	struct pollfd fds[PENDING_MAX + 3];
 	int64_t until = expire(a, a->p->deadline_ns);
 	int r = 0;
 
@@ -222,14 +222,17 @@ static int admission_step(struct admission *a, struct lm_error *err)
 	for (unsigned i = 0; i < PENDING_MAX; i++)
 		fds[i + 2] = (struct pollfd){
 			.fd = a->pending[i].stream ? lm_stream_fd(a->pending[i].stream) : -1, .events = POLLIN };
-	if (poll(fds, PENDING_MAX + 2, lm_deadline_poll_ms(until)) < 0 && errno != EINTR)
+	fds[PENDING_MAX + 2] = (struct pollfd){ .fd = lm_transport_peer_fd(a->p), .events = POLLIN };
+	if (poll(fds, PENDING_MAX + 3, lm_deadline_poll_ms(until)) < 0 && errno != EINTR)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "poll");
 	if (fds[1].revents)
 		return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
 	for (unsigned i = 0; i < PENDING_MAX; i++)
 		if (fds[i + 2].revents)
 			hear(a, &a->pending[i]);
-	if (fds[0].revents)
+	if (fds[PENDING_MAX + 2].revents)
+		r = a->p->peer_said(a->p->peer_opaque, err);
+	if (!r && fds[0].revents)
 		r = receive_newcomer(a, err);
 	if (!r && a->missing && lm_now_ns() >= a->p->deadline_ns)
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "%u of %u lanes have not come", a->missing,

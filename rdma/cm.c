@@ -142,9 +142,10 @@ unsigned rd_lanes_missing(const struct rdma *t)
 int rd_cm_wait(struct rdma *t, const struct rd_lane *only, const struct lm_transport_params *p,
 	       struct rdma_event_channel *extra, struct lm_error *err)
 {
-	struct pollfd fds[LM_LANES_MAX + 2];
+	struct pollfd fds[LM_LANES_MAX + 3];
 	int64_t until = p->deadline_ns;
 	unsigned n = t->base.nlanes;
+	int r;
 
 	for (unsigned i = 0; i < n; i++) {
 		const struct rd_lane *l = &t->lanes[i];
@@ -158,10 +159,14 @@ int rd_cm_wait(struct rdma *t, const struct rd_lane *only, const struct lm_trans
 	}
 	fds[n] = (struct pollfd){ .fd = p->cancel_fd, .events = POLLIN };
 	fds[n + 1] = (struct pollfd){ .fd = extra ? extra->fd : -1, .events = POLLIN };
-	if (poll(fds, n + 2, lm_deadline_poll_ms(until)) < 0 && errno != EINTR)
+	fds[n + 2] = (struct pollfd){ .fd = lm_transport_peer_fd(p), .events = POLLIN };
+	if (poll(fds, n + 3, lm_deadline_poll_ms(until)) < 0 && errno != EINTR)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "poll");
 	if (fds[n].revents)
 		return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
+	r = fds[n + 2].revents ? p->peer_said(p->peer_opaque, err) : 0;
+	if (r)
+		return r;
 	if (lm_now_ns() >= p->deadline_ns)
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "RDMA: %u of %u lanes have not come (a firewall before UDP port "
 			      "4791? MTU?)", only ? 1 : rd_lanes_missing(t), n);

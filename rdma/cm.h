@@ -26,7 +26,7 @@ unsigned rd_lanes_missing(const struct rdma *t);
 /*
  * Until something happens on a lane or the extra channel (NULL: none), or a lane's attempt
  * has lasted long enough; 0 then.  -ETIMEDOUT at p's deadline, -ECANCELED when its cancel_fd
- * is readable.  only: nothing but this lane is looked at; NULL: all.
+ * is readable, and what p's peer_said says.  only: nothing but this lane is looked at; NULL: all.
  */
 int rd_cm_wait(struct rdma *t, const struct rd_lane *only, const struct lm_transport_params *p,
 	       struct rdma_event_channel *extra, struct lm_error *err);

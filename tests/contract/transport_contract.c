@@ -444,6 +444,7 @@ static const struct test tests[] = {
 	TEST(a_lane_that_failed_comes_back_while_others_work),
 	TEST(a_lane_that_shows_an_old_token_stays_out),
 	TEST(an_attempt_to_come_back_can_be_cancelled),
+	TEST(what_the_peer_says_ends_the_wait_for_its_lanes),
 	TEST(fetched_runs_arrive_at_their_place_and_nowhere_else),
 	TEST(fetched_runs_of_all_lengths_arrive_whole),
 	TEST(fetched_runs_become_whole_in_their_order),

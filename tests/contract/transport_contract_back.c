@@ -102,3 +102,31 @@ void an_attempt_to_come_back_can_be_cancelled(void **state)
 	close(fd);
 	rig_free(rig);
 }
+
+/* Its first word is none of an end. */
+static int second_word_ends(void *opaque, struct lm_error *err)
+{
+	unsigned *words = opaque;
+
+	return ++*words < 2 ? 0 : lm_err(err, -ECONNABORTED, LM_SCOPE_SESSION, "no lane will come");
+}
+
+void what_the_peer_says_ends_the_wait_for_its_lanes(void **state)
+{
+	struct rig *rig = rig_new(*state, LANES, 64 * PAGE, false);
+	struct lm_transport_params *p = &rig->params[LM_DEST];
+	struct lm_error err = { 0 };
+	unsigned words = 0;
+
+	p->peer_fd = eventfd(1, EFD_CLOEXEC);
+	p->peer_said = second_word_ends;
+	p->peer_opaque = &words;
+	if (rig->backend->listen) { /* the loop waits for nobody */
+		assert_int_equal(lm_transport_listen(rig->dst.t, p, rig->endpoint, &err), 0);
+		assert_int_equal(lm_transport_open(rig->dst.t, p, &err), -ECONNABORTED);
+		assert_string_equal(err.msg, "no lane will come");
+		assert_int_equal(words, 2);
+	}
+	close(p->peer_fd);
+	rig_free(rig);
+}

@@ -12,145 +12,11 @@
 #include "unit.h"
 #include "cleanup.h"
 #include "fakevm.h"
+#include "netrelay.h"
 #include "session.h"
 
 #define VCPUS 4
 #define STAMP_AT (LM_PAGE_SIZE - 8)
-#define CONNECTIONS 64
-
-/* ---- the network ---- */
-
-struct relay {
-	int listen_fd, port;
-	char target[LM_ADDRESS_MAX], address[LM_ADDRESS_MAX];
-	pthread_mutex_t mutex;
-	int fds[2 * CONNECTIONS]; /* pairs; under the mutex */
-	unsigned nfds;
-	_Atomic bool silent, refuses, stop;
-	_Atomic unsigned users;
-	pthread_t thread;
-};
-
-struct pump {
-	struct relay *r;
-	int from, to;
-};
-
-static void *pump_main(void *arg)
-{
-	struct pump *p = arg;
-	uint8_t buf[16384];
-	ssize_t n;
-
-	while ((n = recv(p->from, buf, sizeof(buf), 0)) > 0) {
-		while (atomic_load(&p->r->silent) && !atomic_load(&p->r->stop))
-			unit_sleep_ms(2);
-		for (ssize_t done = 0, k; done < n; done += k) {
-			k = send(p->to, buf + done, (size_t)(n - done), MSG_NOSIGNAL);
-			if (k <= 0)
-				goto out;
-		}
-	}
-out:
-	shutdown(p->from, SHUT_RDWR);
-	shutdown(p->to, SHUT_RDWR);
-	atomic_fetch_sub(&p->r->users, 1);
-	free(p);
-	return NULL;
-}
-
-static void pump_start(struct relay *r, int from, int to)
-{
-	struct pump *p = malloc(sizeof(*p));
-	pthread_t t;
-
-	*p = (struct pump){ r, from, to };
-	atomic_fetch_add(&r->users, 1);
-	pthread_create(&t, NULL, pump_main, p);
-	pthread_detach(t);
-}
-
-static int connect_to(const char *address)
-{
-	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-				   .sin_port = htons((uint16_t)atoi(strrchr(address, ':') + 1)) };
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	if (connect(fd, (struct sockaddr *)&sin, sizeof(sin)))
-		lm_close_fd(&fd);
-	return fd;
-}
-
-static void *relay_main(void *arg)
-{
-	struct relay *r = arg;
-
-	for (;;) {
-		int a = accept4(r->listen_fd, NULL, NULL, SOCK_CLOEXEC), b;
-
-		if (a < 0)
-			return NULL;
-		pthread_mutex_lock(&r->mutex);
-		b = atomic_load(&r->refuses) ? -1 : connect_to(r->target);
-		if (b < 0 || r->nfds == 2 * CONNECTIONS) {
-			close(a);
-			lm_close_fd(&b);
-		} else {
-			r->fds[r->nfds++] = a;
-			r->fds[r->nfds++] = b;
-			pump_start(r, a, b);
-			pump_start(r, b, a);
-		}
-		pthread_mutex_unlock(&r->mutex);
-	}
-}
-
-static struct relay *relay_new(const char *target)
-{
-	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	struct relay *r = calloc(1, sizeof(*r));
-	socklen_t len = sizeof(sin);
-
-	snprintf(r->target, sizeof(r->target), "%s", target);
-	pthread_mutex_init(&r->mutex, NULL);
-	r->listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	assert_int_equal(bind(r->listen_fd, (struct sockaddr *)&sin, sizeof(sin)), 0);
-	assert_int_equal(listen(r->listen_fd, 64), 0);
-	getsockname(r->listen_fd, (struct sockaddr *)&sin, &len);
-	snprintf(r->address, sizeof(r->address), "127.0.0.1:%d", ntohs(sin.sin_port));
-	pthread_create(&r->thread, NULL, relay_main, r);
-	return r;
-}
-
-static void relay_cut(struct relay *r)
-{
-	pthread_mutex_lock(&r->mutex);
-	for (unsigned i = 0; i < r->nfds; i++)
-		shutdown(r->fds[i], SHUT_RDWR);
-	pthread_mutex_unlock(&r->mutex);
-}
-
-static void relay_retarget(struct relay *r, const char *target)
-{
-	pthread_mutex_lock(&r->mutex);
-	snprintf(r->target, sizeof(r->target), "%s", target);
-	pthread_mutex_unlock(&r->mutex);
-}
-
-static void relay_free(struct relay *r)
-{
-	atomic_store(&r->stop, true);
-	shutdown(r->listen_fd, SHUT_RDWR);
-	pthread_join(r->thread, NULL);
-	close(r->listen_fd);
-	relay_cut(r);
-	while (atomic_load(&r->users))
-		unit_sleep_ms(1);
-	for (unsigned i = 0; i < r->nfds; i++)
-		close(r->fds[i]);
-	pthread_mutex_destroy(&r->mutex);
-	free(r);
-}
 
 /* ---- two sessions ---- */
 
@@ -170,7 +36,7 @@ struct pair {
 	struct lm_error src_err, dst_err;
 	struct lm_summary src_sum, dst_sum;
 	int src_ret, dst_ret;
-	struct relay *relay;
+	struct netrelay *relay;
 	enum lm_decision_kind decision;
 	/* What the test does when something happens; in the thread of that side's session. */
 	void (*on_src)(struct pair *p, const struct lm_event *e);
@@ -331,7 +197,7 @@ static void pair_go(struct pair *p)
 static void pair_run(struct pair *p)
 {
 	p->dst = session(&p->dst_opt, LM_DEST, p->b);
-	p->relay = relay_new(lm_session_address(p->dst));
+	p->relay = netrelay_new(lm_session_address(p->dst));
 	p->src_opt.address = p->relay->address;
 	p->src = session(&p->src_opt, LM_SOURCE, p->a);
 	pair_go(p);
@@ -342,7 +208,7 @@ static void pair_free(struct pair *p)
 	vcpus_end(p);
 	lm_session_free(p->src);
 	lm_session_free(p->dst);
-	relay_free(p->relay);
+	netrelay_free(p->relay);
 	fakevm_state_free(p->a);
 	for (unsigned i = 0; i < p->b->config.nregions; i++)
 		free((void *)p->stamps[i]);
@@ -583,7 +449,7 @@ static void a_failure_before_commit_leaves_the_guest_at_the_source_and_no_pager(
 static void cut_before_the_answer(struct pair *p, const struct lm_event *e)
 {
 	if (is_stage(e, "resumed"))
-		relay_cut(p->relay);
+		netrelay_cut(p->relay);
 }
 
 static void an_answer_to_commit_that_is_lost_is_made_up_for(void **state)
@@ -614,7 +480,7 @@ static struct pair *slow_pair(void)
 static void cut_now_and_then(struct pair *p, const struct lm_event *e)
 {
 	if (e->type == LM_EVENT_POSTCOPY && e->u.postcopy.missing_pages && p->count++ < 3)
-		relay_cut(p->relay);
+		netrelay_cut(p->relay);
 }
 
 static void a_network_that_is_cut_again_and_again_costs_no_page(void **state)
@@ -635,7 +501,7 @@ static void *silence_main(void *arg)
 	struct pair *p = arg;
 
 	unit_sleep_ms(2000);
-	relay_cut(p->relay); /* what hung in the network is gone */
+	netrelay_cut(p->relay); /* what hung in the network is gone */
 	atomic_store(&p->relay->silent, false);
 	return NULL;
 }
@@ -667,7 +533,7 @@ static void cut_for_good(struct pair *p, const struct lm_event *e)
 	if (e->type != LM_EVENT_POSTCOPY || !e->u.postcopy.missing_pages)
 		return;
 	atomic_store(&p->relay->refuses, true);
-	relay_cut(p->relay);
+	netrelay_cut(p->relay);
 }
 
 /* What an engine does that is started anew: from the state that the one before has left. */
@@ -719,7 +585,7 @@ static void a_peer_that_stays_away_interrupts_and_new_engines_go_on(void **state
 	p->on_dst = NULL;
 	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 8 * LM_NS_PER_S;
 	p->dst = recover_session(p, LM_DEST);
-	relay_retarget(p->relay, lm_session_address(p->dst));
+	netrelay_retarget(p->relay, lm_session_address(p->dst));
 	p->src = recover_session(p, LM_SOURCE);
 	pair_go(p);
 	assert_moved(p);
@@ -750,7 +616,7 @@ static void pages_that_cannot_be_shown_interrupt_and_can_be_gone_on_with(void **
 	p->on_dst = NULL;
 	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 8 * LM_NS_PER_S;
 	p->dst = recover_session(p, LM_DEST);
-	relay_retarget(p->relay, lm_session_address(p->dst));
+	netrelay_retarget(p->relay, lm_session_address(p->dst));
 	p->src = recover_session(p, LM_SOURCE);
 	pair_go(p);
 	assert_moved(p);
@@ -893,16 +759,16 @@ static void *strangers_main(void *arg)
 
 	unit_sleep_ms(300);
 	/* One of another version, */
-	fd = connect_to(p->relay->target);
+	fd = netrelay_connect(p->relay->target);
 	hello_as(fd, 99, 98);
 	unit_sleep_ms(200);
 	close(fd);
 	/* one who hangs up at once, */
-	fd = connect_to(p->relay->target);
+	fd = netrelay_connect(p->relay->target);
 	close(fd);
 	/* and one who does not know the secret. */
 	memcpy(frame, &h, sizeof(h));
-	fd = connect_to(p->relay->target);
+	fd = netrelay_connect(p->relay->target);
 	hello_as(fd, LM_WIRE_VERSION, LM_WIRE_COMPAT);
 	send(fd, frame, sizeof(frame), MSG_NOSIGNAL);
 	unit_sleep_ms(200);
@@ -916,7 +782,7 @@ static void let_strangers_in(struct pair *p, const struct lm_event *e)
 	if (e->type != LM_EVENT_POSTCOPY || !e->u.postcopy.missing_pages || p->count++)
 		return;
 	atomic_store(&p->relay->refuses, true);
-	relay_cut(p->relay);
+	netrelay_cut(p->relay);
 	pthread_create(&p->helper, NULL, strangers_main, p);
 	p->has_helper = true;
 }
@@ -936,7 +802,7 @@ static void strangers_do_not_end_the_wait_for_the_source(void **state)
 static void cut_once(struct pair *p, const struct lm_event *e)
 {
 	if (e->type == LM_EVENT_POSTCOPY && e->u.postcopy.missing_pages && !p->count++)
-		relay_cut(p->relay);
+		netrelay_cut(p->relay);
 }
 
 /* Whoever is at it pings: neither the opening, nor the switchover, nor a recovery fails for it. */
@@ -966,7 +832,7 @@ static void registering_memory_may_take_longer_than_the_peer_timeout(void **stat
 static void cut_then_cancel(struct pair *p, const struct lm_event *e)
 {
 	if (e->type == LM_EVENT_POSTCOPY && e->u.postcopy.missing_pages && !p->count++)
-		relay_cut(p->relay);
+		netrelay_cut(p->relay);
 	if (is_stage(e, "recovered")) {
 		lm_session_cancel(p->dst);
 		lm_session_cancel(p->src);
@@ -1037,7 +903,7 @@ static uint8_t what_a_device_reads_early(void)
 	vm->ops = &touching_ops;
 	*copy = p->dst_opt;
 	assert_ok(lm_session_new(copy, LM_DEST, vm, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), &p->dst, &err), err);
-	p->relay = relay_new(lm_session_address(p->dst));
+	p->relay = netrelay_new(lm_session_address(p->dst));
 	p->src_opt.address = p->relay->address;
 	p->src = session(&p->src_opt, LM_SOURCE, p->a);
 	pair_go(p);

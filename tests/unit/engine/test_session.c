@@ -13,6 +13,7 @@
 #include <cmocka.h>
 #include "clock.h"
 #include "fakevm.h"
+#include "netrelay.h"
 #include "session.h"
 
 struct pair {
@@ -503,6 +504,32 @@ static void an_answer_that_does_not_come_leaves_doubt(void **state)
 }
 
 /* Teeth: without the rule "run only after COMMIT" two guests run when the source gives up late. */
+/* The control channel gets through, its lanes do not: the source says so and why. */
+static void a_source_whose_lanes_do_not_come_about_is_not_waited_for(void **state)
+{
+	struct pair *p = pair_new(&small);
+	struct netrelay *relay;
+	int64_t begin = lm_now_ns();
+	pthread_t dest;
+
+	(void)state;
+	p->src_opt.peer_timeout_ns = p->dst_opt.peer_timeout_ns = 60 * LM_NS_PER_S;
+	p->dst = session(&p->dst_opt, LM_DEST, p->b);
+	relay = netrelay_new(lm_session_address(p->dst));
+	relay->only = 1;
+	p->src_opt.address = relay->address;
+	p->src = session(&p->src_opt, LM_SOURCE, p->a);
+	pthread_create(&dest, NULL, dest_main, p);
+	p->src_ret = lm_session_run(p->src, &p->src_err);
+	pthread_join(dest, NULL);
+	assert_stayed(p, LM_OUTCOME_REFUSED);
+	assert_true(lm_now_ns() - begin < 30 * LM_NS_PER_S);
+	assert_true(p->dst_ret < 0);
+	assert_non_null(strstr(p->dst_err.msg, p->src_err.msg));
+	pair_free(p);
+	netrelay_free(relay);
+}
+
 /* ---- who comes first ---- */
 
 /* Nice values of the session's thread, by side: while the guest stands still, and at the end. */
@@ -609,6 +636,7 @@ int main(void)
 		cmocka_unit_test(the_destination_can_leave_the_guest_paused),
 		cmocka_unit_test(injected_error_at_each_stage_is_survived),
 		cmocka_unit_test(an_answer_that_does_not_come_leaves_doubt),
+		cmocka_unit_test(a_source_whose_lanes_do_not_come_about_is_not_waited_for),
 		cmocka_unit_test(threads_come_first_while_the_guest_stands_still),
 		cmocka_unit_test(without_that_they_wait_as_all_others),
 		cmocka_unit_test(broken_commit_rule_runs_two_guests),
