@@ -131,8 +131,6 @@ static void a_saved_guest_on_huge_pages_comes_back_lazily(struct rig *rig)
 
 static void a_saved_guest_under_kvm_comes_back(struct rig *rig)
 {
-	if (!rig_kvm_usable())
-		rig_skip(rig, "KVM is not usable here");
 	comes_back(rig, &microvm, "eager");
 }
 

@@ -55,7 +55,6 @@ int rig_main(int argc, char **argv, const struct CMUnitTest *tests, size_t ntest
 const void *rig_arg(const struct rig *rig);
 const char *rig_dir(const struct rig *rig);
 void rig_skip(struct rig *rig, const char *why) __attribute__((noreturn));
-bool rig_kvm_usable(void);
 int64_t rig_now_ms(void);
 int64_t rig_realtime_us(void);
 void rig_sleep_ms(int ms);
@@ -101,7 +100,7 @@ enum rig_backing {
 /* What is on both sides of a migration.  Zeroes are sensible. */
 struct rig_config {
 	const char *machine;	/* "q35" */
-	const char *accel;	/* "tcg" */
+	const char *accel;	/* "tcg"; "kvm" skips the test where KVM cannot be used */
 	const char *cpu;	/* "max" */
 	unsigned mb;		/* 64 */
 	unsigned nodes;		/* NUMA nodes with a backend each, over which mb is split */

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* QEMUs and the test guest inside. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <signal.h>
@@ -11,6 +13,7 @@
 
 #define ARGS_MAX	64
 #define WORD_MAX	256
+#define KVM_GET_API_VERSION_ 0xae00 /* _IO(0xae, 0) */
 
 /* A command line under construction: words live as long as it does. */
 struct line {
@@ -123,10 +126,23 @@ static void add_rest(struct line *l, const struct rig_vm *vm, const struct rig_c
 		word(l, "%s", c->extra[i]);
 }
 
+static bool kvm_usable(void)
+{
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	bool usable = fd >= 0 && ioctl(fd, KVM_GET_API_VERSION_, 0) == 12;
+
+	if (fd >= 0)
+		close(fd);
+	return usable;
+}
+
 static struct rig_vm *vm_new(struct rig *rig, const char *name, const struct rig_config *c)
 {
-	struct rig_vm *vm = calloc(1, sizeof(*vm));
+	struct rig_vm *vm;
 
+	if (c->accel && !strcmp(c->accel, "kvm") && !kvm_usable())
+		rig_skip(rig, "KVM is not usable here");
+	vm = calloc(1, sizeof(*vm));
 	assert_non_null(vm);
 	vm->rig = rig;
 	vm->next = rig->vms;

@@ -8,13 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 #include "internal.h"
-
-#define KVM_GET_API_VERSION_ 0xae00
 
 static struct rig *current; /* for atexit and signals */
 static unsigned counter, nran, nskipped;
@@ -70,16 +67,6 @@ void rig_skip(struct rig *rig, const char *why)
 	nskipped++;
 	skip();
 	abort(); /* not reached: skip() jumps */
-}
-
-bool rig_kvm_usable(void)
-{
-	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	bool usable = fd >= 0 && ioctl(fd, KVM_GET_API_VERSION_, 0) == 12;
-
-	if (fd >= 0)
-		close(fd);
-	return usable;
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
