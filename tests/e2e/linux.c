@@ -80,3 +80,42 @@ struct rig_proc *linux_slow_disk(struct rig *rig, char file[RIG_PATH_MAX])
 	}
 	return p;
 }
+
+static int64_t balloon_bytes(struct rig_vm *vm)
+{
+	struct json_object *r = rig_qmp(vm, "query-balloon", NULL), *actual;
+	int64_t bytes = json_object_object_get_ex(r, "actual", &actual) ? json_object_get_int64(actual) : -1;
+
+	json_object_put(r);
+	return bytes;
+}
+
+void linux_set_balloon(struct rig_vm *vm, unsigned mb)
+{
+	int64_t end = rig_now_ms() + RIG_WAIT_MS;
+	char args[64];
+
+	snprintf(args, sizeof(args), "{\"value\":%llu}", (unsigned long long)mb << 20);
+	rig_qmp_do(vm, "balloon", args);
+	while (balloon_bytes(vm) != (int64_t)mb << 20) {
+		if (rig_now_ms() > end)
+			fail_msg("the guest's balloon does not move");
+		rig_sleep_ms(20);
+	}
+}
+
+void linux_wait_at_round(const struct rig *rig, char fault[LINUX_FAULT_MAX])
+{
+	snprintf(fault, LINUX_FAULT_MAX, "round:run=until test -e %s/go-on; do sleep 0.1; done", rig_dir(rig));
+}
+
+void linux_go_on(const struct rig *rig)
+{
+	char path[RIG_PATH_MAX];
+	FILE *f;
+
+	rig_path(rig, path, "go-on");
+	f = fopen(path, "we");
+	assert_non_null(f);
+	fclose(f);
+}

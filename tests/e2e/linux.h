@@ -20,4 +20,12 @@ struct rig_config linux_config(const char *initrd, const char *append, const cha
  */
 struct rig_proc *linux_slow_disk(struct rig *rig, char file[RIG_PATH_MAX]);
 
+/* Blow the guest's balloon up, or let it down, until the guest has so many MiB. */
+void linux_set_balloon(struct rig_vm *vm, unsigned mb);
+
+/* LM_FAULT of a source that, when it has copied once, waits until linux_go_on(). */
+#define LINUX_FAULT_MAX 256
+void linux_wait_at_round(const struct rig *rig, char fault[LINUX_FAULT_MAX]);
+void linux_go_on(const struct rig *rig);
+
 #endif

@@ -196,29 +196,6 @@ static void a_busy_disk_moves(struct rig *rig)
 
 /* ---- a balloon ---- */
 
-static int64_t balloon_bytes(struct rig_vm *vm)
-{
-	struct json_object *r = rig_qmp(vm, "query-balloon", NULL), *actual;
-	int64_t bytes = json_object_object_get_ex(r, "actual", &actual) ? json_object_get_int64(actual) : -1;
-
-	json_object_put(r);
-	return bytes;
-}
-
-static void set_balloon(struct rig_vm *vm, unsigned mb)
-{
-	int64_t end = rig_now_ms() + RIG_WAIT_MS;
-	char args[64];
-
-	snprintf(args, sizeof(args), "{\"value\":%llu}", (unsigned long long)mb << 20);
-	rig_qmp_do(vm, "balloon", args);
-	while (balloon_bytes(vm) != (int64_t)mb << 20) {
-		if (rig_now_ms() > end)
-			fail_msg("the guest's balloon does not move");
-		rig_sleep_ms(20);
-	}
-}
-
 static const char *const balloon[] = { "-smp", "2", "-device", "virtio-balloon-pci", NULL };
 /* The kernel gives free memory back by itself, too. */
 static const char *const reporting[] = { "-smp", "2", "-device", "virtio-balloon-pci,free-page-reporting=on", NULL };
@@ -229,21 +206,24 @@ static const char *const reporting[] = { "-smp", "2", "-device", "virtio-balloon
  */
 static void memory_given_back_before_the_switchover_is_zero(struct rig *rig)
 {
+	char fault[LINUX_FAULT_MAX];
 	struct move m;
 
-	boot(&m, rig, LINUX_APPEND "wl.mb=0 wl.threads=2 wl.storm=32", balloon, "storm 2 ");
+	linux_wait_at_round(rig, fault);
+	boot(&m, rig, LINUX_APPEND "wl.mb=0 wl.threads=2 wl.storm=32 wl.used=96", balloon, "storm 2 ");
 	m.receive = rig_receive(m.b, &(struct rig_run_options){ .args = { "--paused" } });
 	m.send = rig_send(m.a, m.receive->address, &(struct rig_run_options){
-		.fault = "round:sleep=3000", .args = { "--postcopy-after", "1", "--max-bandwidth", "128MiB/s" } });
+		.fault = fault, .args = { "--postcopy-after", "1", "--max-bandwidth", "128MiB/s" } });
 	assert_non_null(rig_run_event(m.send, "round", RIG_WAIT_MS));
-	set_balloon(m.a, 144);
+	linux_set_balloon(m.a, 144);
+	linux_go_on(rig);
 	finish(&m);
 	rig_assert_ram_equal(m.a, m.b);
 	print_message("of 256 MiB: source %llu MiB, destination %llu MiB\n",
 		      (unsigned long long)rig_ram_allocated(m.a) >> 20, (unsigned long long)rig_ram_allocated(m.b) >> 20);
 	assert_true(rig_ram_allocated(m.b) < rig_ram_allocated(m.a) + 8 * MIB);
 	rig_qmp_do(m.b, "cont", NULL);
-	set_balloon(m.b, 256);
+	linux_set_balloon(m.b, 256);
 	assert_storm_well(m.b);
 }
 
@@ -252,19 +232,19 @@ static void memory_given_back_in_post_copy_stays_away(struct rig *rig)
 {
 	struct move m;
 
-	boot(&m, rig, LINUX_APPEND "wl.mb=0 wl.threads=2 wl.storm=32", reporting, "storm 2 ");
+	boot(&m, rig, LINUX_APPEND "wl.mb=0 wl.threads=2 wl.storm=32 wl.used=160", reporting, "storm 2 ");
 	m.receive = rig_receive(m.b, NULL);
 	m.send = rig_send(m.a, m.receive->address, &(struct rig_run_options){
-		.args = { "--postcopy", "now", "--max-bandwidth", "16MiB/s" } });
+		.args = { "--postcopy", "now", "--max-bandwidth", "12MiB/s" } });
 	assert_non_null(rig_run_event_is(m.receive, "stage", "name", "postcopy", RIG_WAIT_MS));
-	set_balloon(m.b, 144);
-	set_balloon(m.b, 200);
+	linux_set_balloon(m.b, 192);
+	linux_set_balloon(m.b, 224);
 	assert_null(rig_run_event(m.receive, "completed", 0));
-	set_balloon(m.b, 144);
+	linux_set_balloon(m.b, 192);
 	finish(&m);
-	print_message("of 256 MiB, 144 for the guest: destination %llu MiB\n",
+	print_message("of 256 MiB, 192 for the guest: destination %llu MiB\n",
 		      (unsigned long long)rig_ram_allocated(m.b) >> 20);
-	set_balloon(m.b, 256);
+	linux_set_balloon(m.b, 256);
 	assert_storm_well(m.b);
 }
 

@@ -56,6 +56,15 @@ void *get_memory(uint64_t bytes)
 	return p;
 }
 
+/* The kernel has free memory then that holds something. */
+static void use_once(uint64_t bytes)
+{
+	void *p = get_memory(bytes);
+
+	memset(p, 0xa5, bytes);
+	munmap(p, bytes);
+}
+
 static bool take(const char *arg, const char *name, uint64_t *value)
 {
 	size_t n = strlen(name);
@@ -73,6 +82,7 @@ static bool option(struct config *c, const char *arg)
 		return true;
 	}
 	return take(arg, "mb", &c->mb) || take(arg, "rate", &c->rate) ||
+	       take(arg, "used", &c->used_mb) ||
 	       take(arg, "reads", &c->reads) || take(arg, "pages", &c->pages) ||
 	       take(arg, "pool", &c->pool_mb) ||
 	       take(arg, "pause", &c->pause_ms) ||
@@ -117,6 +127,8 @@ int main(int argc, char **argv)
 			say("IGNORED option %s", argv[i]);
 	}
 	quiet_console();
+	if (c.used_mb)
+		use_once(c.used_mb << 20);
 	if (c.mb)
 		dirty_start(&c);
 	if (c.reads)

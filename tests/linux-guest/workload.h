@@ -9,6 +9,7 @@
 struct config {
 	uint64_t mb;		/* memory to dirty */
 	uint64_t rate;		/* pages per second */
+	uint64_t used_mb;	/* memory to fill and give back before anything else */
 	uint64_t reads;		/* disk reads in flight; 0: no disk */
 	uint64_t pages;		/* per read */
 	uint64_t pool_mb;	/* memory to read into */
