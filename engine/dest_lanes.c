@@ -109,6 +109,7 @@ int lm_dest_lane_drop(struct lm_session *s, const struct lm_msg *msg, struct lm_
 	if (!lm_broken("lane-drop")) {
 		lm_transport_shut(s->transport, lane);
 		lm_pool_wait_worker(s->pool, lane);
+		lm_transport_fence_lane(s->transport, lane); /* or what it was placing lands over what replaces it */
 	}
 	if (s->dst.lane_errors[lane].code)
 		lm_session_log(s, attempt ? LM_LOG_DEBUG : LM_LOG_WARN, "lane %u is dropped: %s", lane,

@@ -163,7 +163,7 @@ static void lane_end(struct lm_puller *p, unsigned lane)
 {
 	struct lm_pull_lane *l = &p->lanes[lane];
 
-	lm_transport_shut(p->transport, lane);
+	lm_transport_fence_lane(p->transport, lane);
 	while (l->done < l->put)
 		lm_arrival_give_back(&p->arrival, run_at(l, l->done++));
 	l->bytes = 0;

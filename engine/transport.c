@@ -162,14 +162,19 @@ void lm_transport_shut(struct lm_transport *t, unsigned lane)
 		t->ops->shut(t, lane);
 }
 
+void lm_transport_fence_lane(struct lm_transport *t, unsigned lane)
+{
+	if (!t->is_open || lane >= t->nlanes || lm_broken("fence"))
+		return;
+	t->ops->shut(t, lane);
+	if (t->ops->fence)
+		t->ops->fence(t, lane);
+}
+
 void lm_transport_fence(struct lm_transport *t)
 {
-	if (lm_broken("fence"))
-		return;
 	for (unsigned i = 0; t->is_open && i < t->nlanes; i++)
-		t->ops->shut(t, i);
-	if (t->is_open && t->ops->fence)
-		t->ops->fence(t);
+		lm_transport_fence_lane(t, i);
 }
 
 int lm_transport_reopen(struct lm_transport *t, unsigned lane, const struct lm_transport_params *p,

@@ -22,14 +22,15 @@
  *     between two flushes of all lanes.
  *  3. A flush is confirmed only when the data of all earlier writes of the lane
  *     is visible to the destination's CPUs.
- *  4. After close, fence or shut on the destination nothing can reach guest RAM any
- *     more, however late it arrives.
+ *  4. After close or fence on the destination nothing can reach guest RAM any more,
+ *     however late it arrives.  After shut nothing new can: a packet that the device
+ *     is just placing may still land.
  *  5. -EAGAIN means that the lane is full: poll and try again.  Any other error
  *     kills the lane, and only the lane.
  *  6. A fetched run counts as fetched only when all of its bytes are visible to
  *     the destination's CPUs; those of one lane are completed in their order.
- *     After shut and the end of its thread's last call, nothing that the lane had
- *     fetched but not completed can land any more, so it may be fetched elsewhere.
+ *     After fence nothing that the lane had fetched but not completed can land any
+ *     more, so it may be fetched elsewhere.
  */
 #ifndef LM_TRANSPORT_H
 #define LM_TRANSPORT_H
@@ -154,11 +155,11 @@ struct lm_transport_ops {
 	 */
 	void (*shut)(struct lm_transport *t, unsigned lane);
 	/*
-	 * Destination, all lanes are shut and no lane thread runs any more: what rule 4 needs
-	 * beyond that, for good, and nothing else: the guest waits.  What takes longer (memory that is
-	 * registered) is left to close.  NULL: shut is enough.
+	 * Destination, the lane is shut, and its thread makes no more calls (or makes this one): what
+	 * rule 4 needs beyond that, and nothing else: the guest may wait for it.  What takes longer
+	 * (memory that is registered) is left to close.  May be called again.  NULL: shut is enough.
 	 */
-	void (*fence)(struct lm_transport *t);
+	void (*fence)(struct lm_transport *t, unsigned lane);
 	/*
 	 * Connect (source) or wait for (destination) one lane again that was shut, until p's
 	 * deadline or until p's cancel_fd is readable.  p is as it was for open, but for these
@@ -221,7 +222,9 @@ int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms,
 int lm_transport_poll_or(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
 			 struct lm_poll_result *res, struct lm_error *err);
 void lm_transport_shut(struct lm_transport *t, unsigned lane);
-/* Shuts all lanes and fences: only lm_transport_free() follows.  No lane thread runs any more. */
+/* Shuts the lane and fences it, by whoever has its place as its thread: only reopen and free follow. */
+void lm_transport_fence_lane(struct lm_transport *t, unsigned lane);
+/* All lanes; no lane thread runs any more. */
 void lm_transport_fence(struct lm_transport *t);
 int lm_transport_reopen(struct lm_transport *t, unsigned lane, const struct lm_transport_params *p,
 			struct lm_error *err);

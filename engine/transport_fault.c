@@ -30,6 +30,7 @@ struct fault {
 	struct spoil *spoils; /* one per lane */
 	pthread_mutex_t mutex;
 	int reopening;        /* under mutex: this lane nobody may shut; -1: none */
+	_Atomic uint64_t fenced; /* lanes */
 };
 
 static struct fault *fault_of(struct lm_transport *t)
@@ -272,9 +273,10 @@ static void fault_shut(struct lm_transport *t, unsigned lane)
 	lm_transport_shut(fault_of(t)->inner, lane);
 }
 
-static void fault_fence(struct lm_transport *t)
+static void fault_fence(struct lm_transport *t, unsigned lane)
 {
-	lm_transport_fence(fault_of(t)->inner);
+	atomic_fetch_or(&fault_of(t)->fenced, UINT64_C(1) << lane);
+	lm_transport_fence_lane(fault_of(t)->inner, lane);
 }
 
 static void set_reopening(struct fault *f, int lane)
@@ -292,10 +294,14 @@ static int fault_reopen(struct lm_transport *t, unsigned lane, const struct lm_t
 
 	if (f->o.stay)
 		return lm_err(err, -EHOSTUNREACH, LM_SCOPE_LANE, "a fault keeps it out");
+	if (t->side == LM_DEST && !(atomic_load(&f->fenced) >> lane & 1))
+		return lm_err(err, -EINVAL, LM_SCOPE_LANE, "nobody has fenced it");
 	memset(&f->spoils[lane], 0, sizeof(f->spoils[lane]));
 	set_reopening(f, (int)lane);
 	r = lm_transport_reopen(f->inner, lane, p, err);
 	set_reopening(f, -1);
+	if (!r)
+		atomic_fetch_and(&f->fenced, ~(UINT64_C(1) << lane));
 	return r;
 }
 

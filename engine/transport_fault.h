@@ -17,7 +17,8 @@
  *	repeat=1         again at every later chance (default: once)
  *	stay=1           lanes that have failed do not come back
  *
- * Bytes and calls are counted over the lanes that match.
+ * Bytes and calls are counted over the lanes that match.  At the destination no lane
+ * is opened again that was not fenced.
  */
 #ifndef LM_TRANSPORT_FAULT_H
 #define LM_TRANSPORT_FAULT_H

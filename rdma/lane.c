@@ -199,8 +199,10 @@ void rd_lane_wake(struct rd_lane *l)
 
 void rd_lane_stop(struct rd_lane *l)
 {
-	if (!atomic_exchange(&l->shut, true))
+	if (!atomic_exchange(&l->shut, true)) {
 		disconnect(l);
+		atomic_store(&l->parted, true);
+	}
 	rd_lane_wake(l);
 }
 
@@ -239,6 +241,8 @@ void rd_lane_fence(struct rd_lane *l)
 	if (!l->use || !l->id)
 		return;
 	rd_device_remove_lane(l->use->dev, l); /* whose events look at the queue pair */
+	while (!atomic_load(&l->parted))       /* another thread has shut the lane, or is about to end that */
+		sched_yield();
 	if (l->id->qp)
 		rdma_destroy_qp(l->id);
 }

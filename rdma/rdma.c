@@ -145,12 +145,9 @@ static int rd_open(struct lm_transport *base, const struct lm_transport_params *
  * Without a queue pair there is nobody whose packets could use an rkey of this transport's
  * memory: that may stay registered, which takes long to undo, until close.
  */
-static void rd_fence(struct lm_transport *base)
+static void rd_fence(struct lm_transport *base, unsigned lane)
 {
-	struct rdma *t = rd_of(base);
-
-	for (unsigned i = 0; i < base->nlanes; i++)
-		rd_lane_fence(&t->lanes[i]);
+	rd_lane_fence(&rd_of(base)->lanes[lane]);
 }
 
 static void rd_close(struct lm_transport *base)

@@ -246,6 +246,7 @@ struct rd_lane {
 	struct ibv_mr *buffers_mr;
 	/* Any thread */
 	_Atomic bool shut;
+	_Atomic bool parted; /* who shut it is done with the queue pair */
 	_Atomic bool placing;      /* lane thread; see rd_place_begin() */
 	_Atomic(const char *) why; /* something that is not its peer shut it, rd_lane_fail() */
 	/* The connection */

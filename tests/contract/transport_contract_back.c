@@ -20,6 +20,7 @@ static struct rig *rig_with_a_dead_lane(const struct backend *b)
 	lm_transport_shut(rig->src.t, BACK);
 	lm_transport_shut(rig->dst.t, BACK);
 	pump_stop(rig, BACK);
+	lm_transport_fence_lane(rig->dst.t, BACK);
 	return rig;
 }
 
@@ -55,6 +56,7 @@ void a_lane_that_failed_comes_back_while_others_work(void **state)
 		lm_transport_shut(rig->src.t, BACK);
 		lm_transport_shut(rig->dst.t, BACK);
 		pump_stop(rig, BACK);
+		lm_transport_fence_lane(rig->dst.t, BACK);
 	}
 	rig_free(rig);
 }

@@ -105,9 +105,10 @@ __attribute__((no_sanitize("thread"))) static uint64_t frontier(const struct rig
 	return lo;
 }
 
+/* RDMA: the packet that the device is just placing, and no other, may land until the lane is fenced. */
 void nothing_lands_after_shut_at_the_destination(void **state)
 {
-	for (unsigned trial = 0; trial < 12; trial++) {
+	for (unsigned trial = 0; trial < (RIG_SLOW ? 4 : 12); trial++) {
 		struct rig *rig = rig_open(*state, 1, 16 * MIB);
 		struct lm_poll_result res;
 		uint64_t then;
@@ -117,7 +118,14 @@ void nothing_lands_after_shut_at_the_destination(void **state)
 		while (frontier(rig) < 16 * (trial + 1))
 			;
 		lm_transport_shut(rig->dst.t, 0);
-		then = frontier(rig); /* at once: what is under way takes microseconds */
+		then = frontier(rig);
+		if (rig->backend->rdma) {
+			while (!atomic_load(&rig->pumps[0].result))
+				usleep(100);
+			lm_transport_fence_lane(rig->dst.t, 0);
+			assert_in_range(frontier(rig), then, then + 1);
+			then = frontier(rig);
+		}
 		usleep(5000);
 		assert_int_equal(frontier(rig), then);
 		pump_stop(rig, 0);

@@ -53,6 +53,7 @@ static void expect_end(struct fetcher *f)
 	struct lm_poll_result res;
 	uint64_t before;
 
+	lm_transport_fence_lane(rig->dst.t, 0);
 	expect_data(rig, 0, 0, rig->fetch[0].whole * RUN_PAGES * PAGE);
 	for (unsigned i = 0; i < RIG_REGIONS; i++)
 		memset(rig->dst.region[i].host, 0x11, rig->size);

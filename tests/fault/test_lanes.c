@@ -110,6 +110,22 @@ static void without_the_drop_old_pages_land_on_new_ones(struct rig *rig)
 	fail_msg("nothing of it was seen");
 }
 
+/* Whether a packet lands late that a device was just placing is a matter of microseconds.  The fault's transport looks. */
+static void without_the_fence_the_lane_is_kept_out(struct rig *rig)
+{
+	struct rig_vm *a = rig_vm_start(rig, "A", &guest, RIG_RUNS), *b = rig_vm_start(rig, "B", &guest, RIG_WAITS);
+	struct rig_run *receive, *send;
+
+	rig_guest_wait_ready(a);
+	receive = rig_receive(b, &(struct rig_run_options){ .breaks = "fence", .args = { "--postcopy", "never" },
+							    .transport_fault = "action=cut,lane=2,after=4000000" });
+	send = rig_send(a, receive->address, &(struct rig_run_options){ .args = { "--lanes", "4", "--max-bandwidth",
+										  "24MiB/s" } });
+	assert_int_equal(rig_run_wait(send, 2 * RIG_WAIT_MS), 0);
+	assert_non_null(rig_run_event_is(send, "lane", "state", "lost", 0));
+	assert_null(rig_run_event_is(send, "lane", "state", "back", 0));
+}
+
 /* Until the time is out the guest runs at the source, and what it writes is seen: the retry moves all of it. */
 static void the_guest_stays_and_a_retry_succeeds(struct rig *rig)
 {
@@ -212,6 +228,7 @@ int main(int argc, char **argv)
 			     &all_die_at_dest),
 		RIG_TEST_ARG("the_only_lane_dies_and_comes_back", the_lane_comes_back_and_carries_the_rest,
 			     &the_only_lane_dies),
+		RIG_TEST(without_the_fence_the_lane_is_kept_out),
 		RIG_TEST(what_a_lost_lane_had_does_not_land_late),
 		RIG_TEST(without_the_drop_old_pages_land_on_new_ones),
 		RIG_TEST_ARG("all_lanes_stay_away", the_guest_stays_and_a_retry_succeeds, &all_stay_away),

@@ -30,6 +30,9 @@ struct rig {
 	_Atomic bool stop_answering;
 	_Atomic unsigned fetches, die_at; /* the die_at-th fetch of a connection fails, and those after it; 0: none */
 	_Atomic unsigned die_lanes;       /* a bit for each lane that this is true of */
+	bool die_first;                   /* the other lanes wait for that */
+	_Atomic unsigned died, fenced;    /* bits of lanes of this connection */
+	_Atomic uint8_t owner[NREGIONS][PAGES_MAX]; /* the lane that has fetched the page, and one */
 	_Atomic uint64_t fetched_pages;
 	/* the pager */
 	struct lm_pager pager;
@@ -39,7 +42,7 @@ struct rig {
 	unsigned put, taken;
 	bool shown[NREGIONS][PAGES_MAX];
 	_Atomic int fail_place;
-	_Atomic unsigned wrong_content, not_whole, fetched_again;
+	_Atomic unsigned wrong_content, not_whole, fetched_again, too_early;
 	/* who touches */
 	_Atomic bool give_up;
 	struct toucher {
@@ -201,22 +204,44 @@ static int watch_region_bind(struct lm_transport *t, unsigned index, const struc
 	return lm_transport_region_bind(watch_of(t)->inner, index, key, err);
 }
 
+/* A lane that has to die, dies; the others may have to wait for that, but not for ever. */
+static bool dies(struct rig *g, unsigned lane)
+{
+	unsigned die_at = atomic_load(&g->die_at), die_lanes = atomic_load(&g->die_lanes);
+	int64_t until = lm_now_ns() + 5 * LM_NS_PER_S;
+
+	if (atomic_fetch_add(&g->fetches, 1) + 1 >= die_at && die_at && die_lanes >> lane & 1) {
+		atomic_fetch_or(&g->died, 1u << lane);
+		return true;
+	}
+	while (g->die_first && die_at && (atomic_load(&g->died) & die_lanes) != die_lanes && lm_now_ns() < until)
+		unit_sleep_ms(1);
+	return false;
+}
+
+static void watch_page(struct rig *g, unsigned lane, unsigned region, uint64_t page)
+{
+	unsigned before = atomic_exchange(&g->owner[region][page], (uint8_t)(lane + 1));
+
+	atomic_fetch_add(&g->fetched_pages, 1);
+	if (is_whole(g, region, page))
+		atomic_fetch_add(&g->fetched_again, 1);
+	if (before && !(atomic_load(&g->fenced) >> (before - 1) & 1))
+		atomic_fetch_add(&g->too_early, 1);
+}
+
 static int watch_fetch(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
 		       struct lm_error *err)
 {
 	struct watch *w = watch_of(t);
-	unsigned die_at = atomic_load(&w->g->die_at);
 	int r;
 
-	if (atomic_fetch_add(&w->g->fetches, 1) + 1 >= die_at && die_at && atomic_load(&w->g->die_lanes) >> lane & 1)
+	if (dies(w->g, lane))
 		return lm_err(err, -EIO, LM_SCOPE_LANE, "the test ended this lane");
 	r = lm_transport_fetch(w->inner, lane, runs, n, err);
 	for (int i = 0; i < r; i++)
-		for (uint64_t j = 0; j < runs[i].len >> LM_PAGE_SHIFT; j++) {
-			atomic_fetch_add(&w->g->fetched_pages, 1);
-			if (is_whole(w->g, runs[i].region, (runs[i].offset >> LM_PAGE_SHIFT) + j))
-				atomic_fetch_add(&w->g->fetched_again, 1);
-		}
+		for (uint64_t j = 0; j < runs[i].len >> LM_PAGE_SHIFT; j++)
+			watch_page(w->g, lane, runs[i].region, (runs[i].offset >> LM_PAGE_SHIFT) + j);
 	return r;
 }
 
@@ -231,6 +256,12 @@ static void watch_shut(struct lm_transport *t, unsigned lane)
 	lm_transport_shut(watch_of(t)->inner, lane);
 }
 
+static void watch_fence(struct lm_transport *t, unsigned lane)
+{
+	atomic_fetch_or(&watch_of(t)->g->fenced, 1u << lane);
+	lm_transport_fence_lane(watch_of(t)->inner, lane);
+}
+
 static void watch_close(struct lm_transport *t)
 {
 	lm_transport_free(watch_of(t)->inner);
@@ -239,7 +270,7 @@ static void watch_close(struct lm_transport *t)
 
 static const struct lm_transport_ops watch_ops = {
 	.name = "watch", .open = watch_open, .region_add = watch_region_add, .region_bind = watch_region_bind,
-	.fetch = watch_fetch, .poll = watch_poll, .shut = watch_shut, .close = watch_close,
+	.fetch = watch_fetch, .poll = watch_poll, .shut = watch_shut, .fence = watch_fence, .close = watch_close,
 };
 
 static struct lm_transport *watch_new(struct rig *g, struct lm_transport *inner)
@@ -327,6 +358,9 @@ static void up(struct rig *g)
 	}
 	atomic_store(&g->stop_answering, false);
 	atomic_store(&g->fetches, 0);
+	atomic_store(&g->died, 0);
+	atomic_store(&g->fenced, 0);
+	memset(g->owner, 0, sizeof(g->owner));
 	lm_pool_start(g->answerers, answer_worker, g);
 	lm_puller_up(&g->p, g->dest);
 }
@@ -432,6 +466,7 @@ static void assert_all_right(struct rig *g)
 	assert_int_equal(atomic_load(&g->wrong_content), 0);
 	assert_int_equal(atomic_load(&g->not_whole), 0);
 	assert_int_equal(atomic_load(&g->fetched_again), 0);
+	assert_int_equal(atomic_load(&g->too_early), 0);
 	for (unsigned r = 0; r < NREGIONS; r++)
 		for (uint64_t i = 0; i < region_pages[r]; i++) {
 			uint8_t *is = page_of(&g->dst, r, i);
@@ -574,13 +609,12 @@ static void a_lane_that_dies_is_told_of_and_the_rest_goes_on(void **state)
 
 		atomic_store(&g->die_at, 1);
 		atomic_store(&g->die_lanes, 1u << lane);
+		g->die_first = true;
 		serve(g);
 		up(g);
 		lm_puller_background(&g->p);
-		if (lane == LANES) {
+		if (lane == LANES)
 			touchers_start(g, 1); /* the lane for faults notices when there is one */
-			unit_sleep_ms(100);
-		}
 		assert_true(await_all(g, 10)); /* by the others */
 		assert_int_equal(atomic_load(&g->p.failed), 1u << lane);
 		assert_false(atomic_load(&g->p.lost));
@@ -591,6 +625,37 @@ static void a_lane_that_dies_is_told_of_and_the_rest_goes_on(void **state)
 		assert_all_right(g);
 		rig_free(g);
 	}
+}
+
+/* Lane 0 has runs under way when it dies: who fetches them meanwhile? */
+static unsigned fetched_too_early(void)
+{
+	struct rig *g = rig_new(true);
+	unsigned n;
+
+	atomic_store(&g->die_at, 8);
+	atomic_store(&g->die_lanes, 1);
+	serve(g);
+	up(g);
+	lm_puller_background(&g->p);
+	assert_true(await_all(g, 10));
+	down(g);
+	n = atomic_load(&g->too_early);
+	rig_free(g);
+	return n;
+}
+
+static void without_the_fence_pages_are_fetched_that_a_dead_lane_may_still_place(void **state)
+{
+	unsigned n = 0;
+
+	(void)state;
+	setenv("LM_BREAK", "fence", 1);
+	for (unsigned i = 0; i < 50 && !n; i++)
+		n = fetched_too_early();
+	unsetenv("LM_BREAK");
+	assert_true(n > 0);
+	assert_int_equal(fetched_too_early(), 0);
 }
 
 static void when_no_lane_of_the_background_is_left_the_connection_is_lost(void **state)
@@ -805,6 +870,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(lanes_that_die_cost_no_page_in_process),
 		cmocka_unit_test(lanes_that_die_cost_no_page_over_tcp),
 		cmocka_unit_test(a_lane_that_dies_is_told_of_and_the_rest_goes_on),
+		cmocka_unit_test(without_the_fence_pages_are_fetched_that_a_dead_lane_may_still_place),
 		cmocka_unit_test(when_no_lane_of_the_background_is_left_the_connection_is_lost),
 		cmocka_unit_test(without_the_lane_for_faults_the_others_serve_them_first),
 		cmocka_unit_test(a_lane_on_which_nothing_comes_is_given_up),

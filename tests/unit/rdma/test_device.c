@@ -146,6 +146,23 @@ static void a_fenced_lane_hears_of_nothing(void **state)
 	side_end(&s);
 }
 
+static void a_lane_that_is_fenced_leaves_the_others_be(void **state)
+{
+	(void)state;
+	begin(LM_DEST);
+	lm_transport_fence_lane(s.t, 0);
+	lm_transport_fence_lane(s.t, 0);
+	for (unsigned i = 0; i < LANES; i++)
+		assert_int_equal(!side_lane(&s, i)->id->qp, i == 0);
+	lm_transport_shut(s.t, 0);
+	tell(0, (struct ibv_async_event){ .event_type = IBV_EVENT_PORT_ERR, .element.port_num = 1 });
+	assert_null(atomic_load(&side_lane(&s, 0)->why));
+	assert_non_null(atomic_load(&side_lane(&s, 2)->why));
+	assert_int_equal(side_lane(&s, 2)->id->qp->state, IBV_QPS_ERR);
+	assert_int_equal(side_lane(&s, 1)->id->qp->state, IBV_QPS_RESET);
+	side_end(&s);
+}
+
 /* As a device does that is gone: it would be readable for ever. */
 static void events_that_cannot_be_read_are_not_asked_for_for_ever(void **state)
 {
@@ -176,6 +193,7 @@ int main(void)
 		cmocka_unit_test(the_first_reason_stays),
 		cmocka_unit_test(a_lane_that_is_back_hears_of_its_device_again),
 		cmocka_unit_test(a_fenced_lane_hears_of_nothing),
+		cmocka_unit_test(a_lane_that_is_fenced_leaves_the_others_be),
 		cmocka_unit_test(events_that_cannot_be_read_are_not_asked_for_for_ever),
 	};
 
