@@ -28,7 +28,7 @@
 #define OLD_BYTE 0xc5
 #define GUARD_BYTE 0xee
 #define RIG_REGIONS 2
-/* Under a thread sanitizer a gibibyte takes minutes and finds no more races than a mebibyte. */
+/* Under a thread sanitizer a gibibyte takes minutes, and finds no more races than a few mebibytes. */
 #ifdef __SANITIZE_THREAD__
 #define RIG_SLOW true
 #else

@@ -44,13 +44,28 @@ static enum rig_fault fault_now(struct flaky *f, unsigned lane)
 	return f->rig->writes[lane] >= f->rig->fault_write[lane] ? f->rig->fault[lane] : RIG_OK;
 }
 
+/* Or else a quick lane may do all the work.  Not for ever: the others may have taken the last of it. */
+static void wait_for_faults(struct rig *g, unsigned lane)
+{
+	int64_t until = lm_now_ns() + 2 * LM_NS_PER_S;
+
+	for (unsigned i = 0; i < RIG_LANES; i++)
+		while (i != lane && atomic_load(&g->fault[i]) && !atomic_load(&g->faulted[i]) && lm_now_ns() < until)
+			unit_sleep_ms(1);
+}
+
 static int flaky_write(struct lm_transport *t, unsigned lane, const struct lm_run *runs, unsigned n,
 		       struct lm_error *err)
 {
 	struct flaky *f = flaky_of(t);
+	enum rig_fault fault = fault_now(f, lane);
 	int r;
 
-	switch (fault_now(f, lane)) {
+	if (fault)
+		atomic_store(&f->rig->faulted[lane], true);
+	else if (f->rig->all_faults)
+		wait_for_faults(f->rig, lane);
+	switch (fault) {
 	case RIG_FAIL:
 		return lm_err(err, -EIO, LM_SCOPE_LANE, "the test ended this lane");
 	case RIG_FAIL_MUTE:

@@ -30,8 +30,10 @@ struct rig {
 	struct lm_pageset todo, holes, lost;
 	_Atomic bool stop_placing;
 	/* set by tests: lane i does fault[i] from its fault_write[i]-th write on (0: the first) */
-	enum rig_fault fault[RIG_LANES];
+	_Atomic enum rig_fault fault[RIG_LANES];
 	unsigned fault_write[RIG_LANES];
+	bool all_faults; /* lanes without a fault wait until every fault has shown itself */
+	_Atomic bool faulted[RIG_LANES];
 	bool reopens; /* lanes that are shut are as if they had been opened again since */
 	unsigned writes[RIG_LANES]; /* lane's thread */
 	uint64_t written_pages[RIG_LANES];

@@ -190,23 +190,29 @@ static void holes_are_sent_as_zero_and_never_read(void **state)
 
 /* ---- bandwidth ---- */
 
+/* Region 2, which is 16 MiB of data, in MiB/s. */
+static double copy_rate(struct rig *g, uint8_t byte)
+{
+	int64_t begin;
+
+	memset(g->src.regions[2].host, byte, 4096 * LM_PAGE_SIZE);
+	lm_bitmap_set_range(&g->todo.maps[2], 0, 4096);
+	begin = lm_now_ns();
+	assert_copied(g, 0);
+	return 16 * 1e9 / (double)(lm_now_ns() - begin);
+}
+
 static void the_bandwidth_cap_is_kept_within_a_factor(void **state)
 {
 	struct rig *g = rig_new(false);
-	int64_t begin, took;
-	double rate;
+	double rate, machine = copy_rate(g, 0x5b);
 
 	(void)state;
-	memset(g->src.regions[2].host, 0x5a, 4096 * LM_PAGE_SIZE);
-	lm_bitmap_set_range(&g->todo.maps[2], 0, 4096);
-	g->copier.throttle.max_bytes_per_s = 32u << 20; /* 16 MiB: half a second */
-	begin = lm_now_ns();
-	assert_copied(g, 0);
-	took = lm_now_ns() - begin;
-	rate = (double)(16u << 20) * 1e9 / (double)took;
-	/* The last booking of each lane goes out at once: three of sixteen. */
-	if (rate > 1.35 * (32u << 20) || rate < 0.3 * (32u << 20))
-		fail_msg("%.1f MiB/s with a cap of 32", rate / (1 << 20));
+	g->copier.throttle.max_bytes_per_s = 32u << 20; /* half a second */
+	rate = copy_rate(g, 0x5a);
+	/* The last booking of each lane goes out at once: three of sixteen.  A slow machine cannot do the rest. */
+	if (rate > 1.35 * 32 || rate < 0.3 * (machine < 32 ? machine : 32))
+		fail_msg("%.1f MiB/s with a cap of 32, %.1f without", rate, machine);
 	rig_free(g);
 }
 
@@ -231,9 +237,9 @@ static void a_pause_does_not_save_up_bandwidth(void **state)
 /* ---- lanes that die ---- */
 
 /*
- * Who takes which chunk is a matter of luck: on a busy machine a lane may get none,
- * and then cannot die.  So these tests slow the lanes down, check the result in any
- * case, and try again until what they are about has happened.
+ * Who takes which chunk is a matter of luck.  The rig sees to it that a lane with a fault takes one; for
+ * more than that the lanes are slowed down.  What is still luck is tried again until what the test is
+ * about has happened; the result is checked in any case.
  */
 #define SHARED (200u << 20)
 #define TRIES 50
@@ -255,6 +261,7 @@ static int copy_with(struct rig *g, unsigned lane, enum rig_fault fault, unsigne
 	rig_reuse_dest(g, 5);
 	rig_all(g);
 	g->copier.throttle.max_bytes_per_s = SHARED;
+	g->all_faults = true;
 	g->fault[lane] = fault;
 	g->fault_write[lane] = write;
 	redos = rig_copy(g, &err);
@@ -341,7 +348,7 @@ static bool nothing_moves(void)
 	struct rig *g = rig_new(false);
 	int redos;
 
-	g->copier.stall_ns = 150 * LM_NS_PER_MS;
+	g->copier.stall_ns = LM_NS_PER_S; /* the others must not be held up for so long */
 	redos = copy_with(g, 0, RIG_FULL, 0);
 	assert_int_equal(g->copier.lanes[0].dead, redos == 1);
 	rig_free(g);
@@ -389,6 +396,7 @@ static bool lane_comes_back_in_the_job(void)
 	rig_reuse_dest(g, 15);
 	rig_all(g);
 	g->copier.throttle.max_bytes_per_s = SHARED;
+	g->all_faults = true;
 	g->fault[1] = RIG_LOSE;
 	g->reopens = true;
 	lm_copier_start(&g->copier, &g->todo, &g->holes);
@@ -431,6 +439,7 @@ static bool two_die_in_turn(void)
 	rig_reuse_dest(g, 10);
 	rig_all(g);
 	g->copier.throttle.max_bytes_per_s = SHARED;
+	g->all_faults = true;
 	g->fault[0] = RIG_LOSE;
 	lm_copier_start(&g->copier, &g->todo, &g->holes);
 	r = lm_copier_finish(&g->copier, &dropped, &err);

@@ -106,7 +106,7 @@ static void pair_free(struct pair *p)
 }
 
 static const struct fakevm_config small = {
-	.nregions = 2, .region_bytes = { 24u << 20, 8u << 20 }, .source = true, .writes_per_ms = 5,
+	.nregions = 2, .region_bytes = { 6u << 20, 2u << 20 }, .source = true, .writes_per_ms = 5,
 };
 
 static void assert_moved(const struct pair *p)
@@ -295,13 +295,13 @@ static void a_refused_layout_touches_nothing(void **state)
 	struct pair *p = pair_new(&small);
 
 	(void)state;
-	p->b->config.region_bytes[1] -= 4u << 20;
+	p->b->config.region_bytes[1] -= 1u << 20;
 	pair_run(p);
 	assert_stayed(p, LM_OUTCOME_REFUSED);
 	assert_non_null(strstr(p->src_err.msg, "size="));
 	assert_false(p->b->ended);
 	assert_int_equal(p->a->resumes, 0);
-	p->b->config.region_bytes[1] += 4u << 20;
+	p->b->config.region_bytes[1] += 1u << 20;
 	pair_free(p);
 }
 
@@ -429,7 +429,7 @@ static void a_slow_copy_outlives_the_peer_timeout(void **state)
 	p = pair_new(&c);
 	p->src_opt.peer_timeout_ns = p->dst_opt.peer_timeout_ns = 1200 * LM_NS_PER_MS;
 	p->dst_opt.qmp_timeout_ns = 100 * LM_NS_PER_MS;
-	p->src_opt.max_bandwidth_bytes_per_s = 6u << 20;
+	p->src_opt.max_bandwidth_bytes_per_s = 3u << 19; /* 4.8 MiB */
 	fakevm_fill(p->a, 60, 1);
 	pair_run(p);
 	assert_moved(p);
@@ -503,7 +503,6 @@ static void an_answer_that_does_not_come_leaves_doubt(void **state)
 	pair_free(p);
 }
 
-/* Teeth: without the rule "run only after COMMIT" two guests run when the source gives up late. */
 /* The control channel gets through, its lanes do not: the source says so and why. */
 static void a_source_whose_lanes_do_not_come_about_is_not_waited_for(void **state)
 {
@@ -594,6 +593,7 @@ static void without_that_they_wait_as_all_others(void **state)
 	assert_int_equal(dst.still, usual);
 }
 
+/* Teeth: without the rule "run only after COMMIT" two guests run when the source gives up late. */
 static void broken_commit_rule_runs_two_guests(void **state)
 {
 	struct pair *p = pair_new(&small);
