@@ -2,8 +2,8 @@
 /*
  * The vCPUs but the first: each has a slice of the working set, writes and checks
  * it as the first does with its own, and shares nothing with the others but the
- * serial line.  Started by INIT and SIPI to all of them (boot.S); those beyond cpus=
- * halt.  The first one adds up what they say, for the heartbeat and the ticks.
+ * serial line.  Woken by INIT and SIPI to all of them (boot.S), in ring 0: a KVM
+ * without hardware help answers for the APIC only there.  Those beyond cpus= halt.  The first one adds up what they say, for the heartbeat and the ticks.
  */
 #include <stddef.h>
 #include "cpu.h"
@@ -32,6 +32,7 @@ static const struct options *options;
 static const struct clock *first_clock;
 static volatile uint64_t wanted_rate;
 static volatile bool wanted_verify;
+static volatile bool go;	/* memory is set up */
 
 static volatile uint32_t *apic(uint32_t reg)
 {
@@ -71,17 +72,16 @@ void cpus_set(uint64_t rate, bool verify)
 	wanted_verify = verify;
 }
 
-bool cpus_start(const struct memory *m, const struct options *o, const struct clock *c)
+void cpus_wake(const struct options *o, const struct clock *c)
 {
 	const uint8_t *from = ap_start;
 	uint8_t *to = (uint8_t *)TRAMPOLINE;
 
-	memory = m;
 	options = o;
 	first_clock = c;
 	cpus_set(o->rate, o->verify);
 	if (o->cpus < 2)
-		return true;
+		return;
 	while (from < ap_start_end)
 		*(volatile uint8_t *)to++ = *from++;
 	*apic(APIC_SPURIOUS) |= 0x100;	/* the APIC is on */
@@ -91,6 +91,13 @@ bool cpus_start(const struct memory *m, const struct options *o, const struct cl
 	wait_us(START_US);
 	/* Who runs already takes no notice of the second one. */
 	*apic(APIC_COMMAND) = SIPI_ALL | TRAMPOLINE >> 12;
+}
+
+bool cpus_start(const struct memory *m)
+{
+	memory = m;
+	__asm__ volatile("" : : : "memory");
+	go = true;
 	return wait_ready();
 }
 
@@ -108,6 +115,9 @@ static void work_for_ever(uint64_t number)
 {
 	struct worker *w = &workers[number];
 
+	while (!go)
+		;
+	__asm__ volatile("" : : : "memory");
 	w->clock = *first_clock;
 	w->clock.has_cmos = false;	/* one of us looks at it */
 	work_init(&w->work, memory, options, number);

@@ -43,7 +43,8 @@ struct memory {
 	uint32_t *versions;	/* one per page, zeroed */
 };
 
-/* NULL, or what is wrong. */
+void memory_map_apic(void);
+/* After memory_map_apic().  NULL, or what is wrong. */
 const char *memory_init(struct memory *m, uint32_t multiboot_info,
 			const struct options *o);
 const char *memory_cmdline(uint32_t multiboot_info);
@@ -109,8 +110,10 @@ struct totals {
 	uint64_t bad_page, bad_want, bad_got;
 };
 
-/* False: some did not come up.  What it is given is used for ever. */
-bool cpus_start(const struct memory *m, const struct options *o, const struct clock *c);
+/* In ring 0; they wait for their memory.  What it is given is used for ever. */
+void cpus_wake(const struct options *o, const struct clock *c);
+/* False: some did not come up. */
+bool cpus_start(const struct memory *m);
 /* The others follow; rate: of all vCPUs together. */
 void cpus_set(uint64_t rate, bool verify);
 uint64_t cpus_usable(void);

@@ -126,14 +126,11 @@ static void set_up(void)
 {
 	const char *wrong;
 
-	wrong = options_parse(&options, memory_cmdline(loader_info));
-	if (wrong)
-		end("unknown or wrong option at: ", wrong);
 	wrong = memory_init(&memory, loader_info, &options);
 	if (wrong)
 		end(wrong, "");
 	work_init(&work, &memory, &options, 0);
-	if (!cpus_start(&memory, &options, &clock))
+	if (!cpus_start(&memory))
 		end("not all vCPUs came up: cpus= and -smp", "");
 	work_fill(&work);
 	usable = work.usable + cpus_usable();
@@ -156,10 +153,17 @@ void guest_main(uint32_t magic, uint32_t info);
 
 void guest_main(uint32_t magic, uint32_t info)
 {
+	const char *wrong;
+
 	serial_init();
 	if (magic != LOADER_MAGIC)
 		end("not started by a multiboot loader", "");
 	loader_info = info;
 	clock_init(&clock);
+	wrong = options_parse(&options, memory_cmdline(info));
+	if (wrong)
+		end("unknown or wrong option at: ", wrong);
+	memory_map_apic();
+	cpus_wake(&options, &clock);
 	enter_user(run, 0);
 }

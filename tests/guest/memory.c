@@ -15,7 +15,7 @@
 #define MIB		(1ull << 20)
 #define GIB		(1ull << 30)
 #define MAX_GIB		64u
-#define APIC_GIB	3u	/* cpus.c needs it */
+#define APIC_GIB	3u
 
 #define PTE_TABLE	0x07ull
 #define PTE_LARGE	0x87ull
@@ -63,13 +63,21 @@ static uint64_t map_directory(uint64_t gib)
 }
 
 /* Entries that were not present need no flush of the TLB. */
+static void map_gib(uint64_t g)
+{
+	boot_pdpt[g] = has_gib_pages() ? g * GIB | PTE_LARGE : map_directory(g);
+}
+
+void memory_map_apic(void)
+{
+	map_gib(APIC_GIB);
+}
+
 static void map_up_to(uint64_t end)
 {
-	bool large = has_gib_pages();
-
-	for (uint64_t g = 1; g < MAX_GIB; g++) {
-		if (g * GIB < end || g == APIC_GIB)
-			boot_pdpt[g] = large ? g * GIB | PTE_LARGE : map_directory(g);
+	for (uint64_t g = 1; g < MAX_GIB && g * GIB < end; g++) {
+		if (g != APIC_GIB)
+			map_gib(g);
 	}
 }
 
