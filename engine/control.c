@@ -90,13 +90,19 @@ static int wait_readable(struct lm_control *c, int64_t deadline_ns, struct lm_er
 	int n;
 
 	do {
-		n = poll(p, 2, lm_deadline_poll_ms(deadline_ns));
+		n = poll(p, 2, c->is_held ? 0 : lm_deadline_poll_ms(deadline_ns));
 	} while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "poll");
 	if (p[1].revents)
 		return lm_err(err, -ECANCELED, LM_SCOPE_SESSION, "cancelled");
-	return p[0].revents != 0;
+	return c->is_held || p[0].revents;
+}
+
+void lm_control_put_back(struct lm_control *c, const struct lm_msg *msg)
+{
+	c->held = *msg;
+	c->is_held = true;
 }
 
 static int recv_frame(struct lm_control *c, struct lm_msg *msg, struct lm_error *err)
@@ -106,6 +112,11 @@ static int recv_frame(struct lm_control *c, struct lm_msg *msg, struct lm_error 
 	unsigned type;
 	int r;
 
+	if (c->is_held) {
+		*msg = c->held;
+		c->is_held = false;
+		return 0;
+	}
 	r = lm_stream_recv_all(c->stream, &h, sizeof(h), deadline, -1, err);
 	if (!r)
 		r = lm_wire_get_header(&h, c->recv_seq, &type, &msg->len, err);

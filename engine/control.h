@@ -14,6 +14,12 @@
 #include "stream.h"
 #include "wire.h"
 
+struct lm_msg {
+	enum lm_msg_type type;
+	uint32_t len;
+	const uint8_t *payload; /* until the next receive */
+};
+
 struct lm_control {
 	struct lm_stream *stream; /* owned */
 	int cancel_fd;
@@ -27,12 +33,8 @@ struct lm_control {
 	bool peer_aborted; /* an ABORT came in */
 	int64_t rtt_ns; /* smallest round trip seen; 0: none yet */
 	uint8_t *buf;   /* payload of the last message received */
-};
-
-struct lm_msg {
-	enum lm_msg_type type;
-	uint32_t len;
-	const uint8_t *payload; /* until the next receive */
+	struct lm_msg held; /* put back, if is_held */
+	bool is_held;
 };
 
 int lm_control_open(struct lm_control *c, struct lm_stream *stream, int cancel_fd, struct lm_error *err);
@@ -56,6 +58,8 @@ int lm_control_expect(struct lm_control *c, enum lm_msg_type type, struct lm_msg
 int lm_control_hello(struct lm_control *c, int64_t deadline_ns, char software[static 32], struct lm_error *err);
 /* Handle what is there without waiting: 1 a message of interest is in *msg, 0 nothing, or an error. */
 int lm_control_try_recv(struct lm_control *c, struct lm_msg *msg, struct lm_error *err);
+/* The message that was received last is received once more.  Until then the descriptor says nothing of it. */
+void lm_control_put_back(struct lm_control *c, const struct lm_msg *msg);
 int lm_control_fd(const struct lm_control *c);
 
 #endif

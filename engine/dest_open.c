@@ -140,28 +140,15 @@ static int add_regions(struct lm_session *s, struct lm_key keys[static LM_REGION
 	return r;
 }
 
-/* A source whose lanes do not come about says so, and why: that is worth more than waiting for them. */
-static int source_said(void *opaque, struct lm_error *err)
-{
-	struct lm_session *s = opaque;
-	struct lm_msg msg;
-	int r = lm_control_try_recv(&s->control, &msg, err);
-
-	return r <= 0 ? r : lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent %s while its lanes were waited for",
-				   lm_msg_name(msg.type));
-}
-
 static int open_lanes(struct lm_session *s, struct lm_transport_params *p, struct lm_error *err)
 {
 	struct lm_key keys[LM_REGIONS_MAX];
 	int r;
 
 	p->deadline_ns = lm_session_peer_deadline(s);
-	p->peer_fd = lm_control_fd(&s->control);
-	p->peer_said = source_said;
-	p->peer_opaque = s;
-	r = lm_transport_open(s->transport, p, err);
-	p->peer_said = NULL; /* what is opened later is opened by another thread */
+	r = lm_session_open_lanes(s, p, err);
+	if (!r)
+		r = send_resident(s, err);
 	if (!r)
 		r = add_regions(s, keys, err);
 	if (!r)
@@ -206,8 +193,6 @@ int lm_dest_handle_open(struct lm_session *s, const struct lm_msg *msg, struct l
 	s->summary.lanes = s->opt.lanes && s->opt.lanes < o->nlanes ? s->opt.lanes : o->nlanes;
 	p = lm_session_transport_params(s, LM_PUSH);
 	r = send_opened(s, &p, err);
-	if (!r)
-		r = send_resident(s, err);
 	if (!r)
 		r = open_lanes(s, &p, err);
 	if (r)

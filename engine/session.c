@@ -11,6 +11,7 @@
 #include "testhook.h"
 #include "urgent.h"
 
+#define PEER_REASON_MS 200
 #define TIME_MAX_NS (365 * 24 * 3600 * LM_NS_PER_S) /* sums of a few stay far below INT64_MAX */
 
 #ifndef LM_VERSION
@@ -183,6 +184,57 @@ struct lm_transport_params lm_session_transport_params(const struct lm_session *
 		.peer = s->side == LM_SOURCE ? s->opt.address : s->peer,
 		.insecure = s->opt.insecure, .deadline_ns = lm_session_peer_deadline(s), .cancel_fd = s->cancel_fd,
 	};
+}
+
+struct listener {
+	struct lm_session *s;
+	struct lm_transport_params *p;
+};
+
+/* lm_transport_params.peer_said */
+static int peer_said(void *opaque, struct lm_error *err)
+{
+	struct listener *l = opaque;
+	struct lm_msg msg;
+	int r = lm_control_try_recv(&l->s->control, &msg, err);
+
+	if (r <= 0)
+		return r;
+	if (l->s->side == LM_DEST)
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent %s while its lanes were waited for",
+			      lm_msg_name(msg.type));
+	/* The destination has all lanes, and goes on before we have heard of the last. */
+	lm_control_put_back(&l->s->control, &msg);
+	l->p->peer_said = NULL;
+	return 0;
+}
+
+/* Both notice when a lane breaks; who has given up says why at the same time. */
+static int reason_of_peer(struct listener *l, int r, struct lm_error *err)
+{
+	struct pollfd p = { .fd = lm_transport_peer_fd(l->p), .events = POLLIN };
+	struct lm_error said = { 0 };
+
+	if (l->s->control.peer_aborted || r == -ECANCELED || poll(&p, 1, PEER_REASON_MS) != 1 ||
+	    !peer_said(l, &said) || !l->s->control.peer_aborted)
+		return r;
+	*err = said;
+	return said.code;
+}
+
+int lm_session_open_lanes(struct lm_session *s, struct lm_transport_params *p, struct lm_error *err)
+{
+	struct listener l = { s, p };
+	int r;
+
+	p->peer_fd = lm_control_fd(&s->control);
+	p->peer_said = peer_said;
+	p->peer_opaque = &l;
+	r = lm_transport_open(s->transport, p, err);
+	if (r)
+		r = reason_of_peer(&l, r, err);
+	p->peer_said = NULL; /* what is opened later is opened by another thread */
+	return r;
 }
 
 static int options_check(const struct lm_options *o, enum lm_mode mode, struct lm_error *err)

@@ -313,6 +313,11 @@ int lm_session_new_recover(struct lm_options *options, enum lm_side side, struct
 /* What both directions of both sides have in common; the caller adds token, deadline and endpoint. */
 struct lm_transport_params lm_session_transport_params(const struct lm_session *s, enum lm_direction direction);
 /*
+ * Open s->transport.  A peer whose part of that fails says so and why, which is worth more
+ * than waiting for lanes, or than what this side would make of it.
+ */
+int lm_session_open_lanes(struct lm_session *s, struct lm_transport_params *p, struct lm_error *err);
+/*
  * While memory is registered with a device, which can take minutes: tell the peer that
  * we live.  A thread that pings until it is stopped.
  */

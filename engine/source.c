@@ -82,7 +82,7 @@ static int connect_lanes(struct lm_session *s, const struct lm_opened *opened, s
 
 	memcpy(p.token, opened->token, sizeof(p.token));
 	p.endpoint = opened->endpoint;
-	r = lm_transport_open(s->transport, &p, err);
+	r = lm_session_open_lanes(s, &p, err);
 	return r ? r : lm_lanes_init(s, &p, opened->reopen, err);
 }
 

@@ -86,8 +86,8 @@ struct lm_transport_params {
 	int64_t deadline_ns;          /* for open */
 	int cancel_fd;                /* readable when the session is cancelled; -1: none */
 	/*
-	 * Destination, open: when peer_fd is readable the peer has said something, and peer_said looks
-	 * what: 0, or why there is nothing to wait for.  peer_said NULL: nobody looks.
+	 * open: when peer_fd is readable the peer has said something, and peer_said looks what, in the
+	 * thread that opens: 0, or why there is nothing to wait for.  peer_said NULL: nobody looks.
 	 */
 	int peer_fd;
 	int (*peer_said)(void *opaque, struct lm_error *err);

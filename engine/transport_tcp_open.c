@@ -42,11 +42,33 @@ static int connect_one(struct tcp_lane *l, const struct lm_transport_params *p, 
 	return r ? r : lm_stream_send_all(l->stream, &iov, 1, p->deadline_ns, p->cancel_fd, err);
 }
 
+/* Until something can be read, or is the matter, of which the reading tells; or the peer says that nothing will come. */
+static int await_answer(const struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err)
+{
+	int r = 0;
+
+	while (!r) {
+		struct pollfd fds[3] = {
+			{ .fd = lm_stream_fd(l->stream), .events = POLLIN }, { .fd = p->cancel_fd, .events = POLLIN },
+			{ .fd = lm_transport_peer_fd(p), .events = POLLIN },
+		};
+		int n = poll(fds, 3, lm_deadline_poll_ms(p->deadline_ns));
+
+		if (!n || (n < 0 && errno != EINTR) || fds[0].revents || fds[1].revents)
+			break;
+		if (n > 0)
+			r = p->peer_said(p->peer_opaque, err);
+	}
+	return r;
+}
+
 static int await_welcome(struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err)
 {
 	struct tcp_frame f;
-	int r = lm_stream_recv_all(l->stream, &f, sizeof(f), p->deadline_ns, p->cancel_fd, err);
+	int r = await_answer(l, p, err);
 
+	if (!r)
+		r = lm_stream_recv_all(l->stream, &f, sizeof(f), p->deadline_ns, p->cancel_fd, err);
 	if (r == -ECONNRESET)
 		return lm_err(err, -EACCES, LM_SCOPE_SESSION, "the destination does not know this lane");
 	if (!r && (lm_le32_get(f.magic) != TCP_FRAME_MAGIC || lm_le32_get(f.type) != TCP_WELCOME))

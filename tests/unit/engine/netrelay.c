@@ -72,7 +72,10 @@ static void *relay_main(void *arg)
 			return NULL;
 		pthread_mutex_lock(&r->mutex);
 		b = refuses(r) ? -1 : netrelay_connect(r->target);
-		if (b < 0 || r->nfds == 2 * NETRELAY_CONNECTIONS) {
+		if (b < 0 && r->holds && r->nfds < 2 * NETRELAY_CONNECTIONS) {
+			r->fds[r->nfds++] = a;
+			r->fds[r->nfds++] = -1;
+		} else if (b < 0 || r->nfds == 2 * NETRELAY_CONNECTIONS) {
 			close(a);
 			lm_close_fd(&b);
 		} else {
@@ -127,7 +130,7 @@ void netrelay_free(struct netrelay *r)
 	while (atomic_load(&r->users))
 		unit_sleep_ms(1);
 	for (unsigned i = 0; i < r->nfds; i++)
-		close(r->fds[i]);
+		lm_close_fd(&r->fds[i]);
 	pthread_mutex_destroy(&r->mutex);
 	free(r);
 }

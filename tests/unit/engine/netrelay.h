@@ -15,6 +15,7 @@ struct netrelay {
 	pthread_mutex_t mutex;
 	int fds[2 * NETRELAY_CONNECTIONS]; /* pairs; under the mutex */
 	unsigned nfds, only;                 /* only: connections that are let through, 0: all; set before the first */
+	bool holds;                          /* the others are taken and hear nothing; set before the first */
 	_Atomic bool silent, refuses, stop;
 	_Atomic unsigned users;
 	pthread_t thread;

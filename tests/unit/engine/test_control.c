@@ -208,6 +208,28 @@ static void nothing_there_is_no_error_without_waiting(void **state)
 	ends_free(e);
 }
 
+static void what_is_put_back_is_received_again(void **state)
+{
+	struct ends *e = ends_new(false);
+	struct lm_error err = { 0 };
+	struct lm_msg msg, again;
+
+	(void)state;
+	assert_ok(lm_control_send(&e->b, LM_MSG_LANE_DROP, "abcd", 4, soon(), &err), err);
+	assert_ok(lm_control_send(&e->b, LM_MSG_PREPARED, NULL, 0, soon(), &err), err);
+	assert_int_equal(lm_control_try_recv(&e->a, &msg, &err), 1);
+	lm_control_put_back(&e->a, &msg);
+	assert_int_equal(lm_control_try_recv(&e->a, &again, &err), 1);
+	assert_int_equal(again.type, LM_MSG_LANE_DROP);
+	lm_control_put_back(&e->a, &again);
+	assert_ok(lm_control_recv(&e->a, &again, soon(), &err), err);
+	assert_int_equal(again.len, 4);
+	assert_memory_equal(again.payload, "abcd", 4);
+	assert_ok(lm_control_expect(&e->a, LM_MSG_PREPARED, &msg, soon(), &err), err);
+	assert_int_equal(lm_control_try_recv(&e->a, &msg, &err), 0);
+	ends_free(e);
+}
+
 static void a_peer_that_hangs_up_is_noticed(void **state)
 {
 	struct ends *e = ends_new(true);
@@ -504,6 +526,7 @@ int main(void)
 		cmocka_unit_test(what_is_waited_for_is_named),
 		cmocka_unit_test(cancel_ends_the_wait),
 		cmocka_unit_test(nothing_there_is_no_error_without_waiting),
+		cmocka_unit_test(what_is_put_back_is_received_again),
 		cmocka_unit_test(a_peer_that_hangs_up_is_noticed),
 		cmocka_unit_test(after_a_failed_send_nothing_more_is_sent),
 		cmocka_unit_test(a_message_above_the_limit_is_not_sent),

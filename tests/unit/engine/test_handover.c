@@ -69,6 +69,7 @@ static struct pair *pair_new(void)
 	p->src_opt.locks = uris;
 	p->src_opt.nlocks = N;
 	p->src_opt.lock_host = "a";
+	p->src_opt.max_downtime_ns = 100 * LM_NS_PER_MS; /* slow machines, too, are to come to an end */
 	p->dst_opt = p->src_opt;
 	p->dst_opt.address = "127.0.0.1:0";
 	p->dst_opt.lock_host = "b";

@@ -54,6 +54,7 @@ static struct pair *pair_new(const struct fakevm_config *config)
 	p->src_opt.event = on_event;
 	p->src_opt.event_opaque = p;
 	p->src_opt.lanes = 2;
+	p->src_opt.max_downtime_ns = 100 * LM_NS_PER_MS; /* slow machines, too, are to come to an end */
 	return p;
 }
 
@@ -134,6 +135,7 @@ static void a_busy_guest_moves_with_equal_memory(void **state)
 	struct pair *p = pair_new(&small);
 
 	(void)state;
+	p->src_opt.max_bandwidth_bytes_per_s = 20u << 20; /* or else one round is enough */
 	fakevm_fill(p->a, 60, 1);
 	pair_run(p);
 	assert_moved(p);
@@ -529,6 +531,44 @@ static void a_source_whose_lanes_do_not_come_about_is_not_waited_for(void **stat
 	netrelay_free(relay);
 }
 
+static void *cancel_soon(void *arg)
+{
+	const struct timespec rest = { .tv_nsec = 300 * LM_NS_PER_MS };
+	struct pair *p = arg;
+
+	nanosleep(&rest, NULL);
+	lm_session_cancel(p->dst);
+	return NULL;
+}
+
+/* Lanes that hear nothing: the destination waits for them, too, until somebody cancels it. */
+static void a_destination_that_gives_up_is_not_waited_for(void **state)
+{
+	struct pair *p = pair_new(&small);
+	struct netrelay *relay;
+	int64_t begin = lm_now_ns();
+	pthread_t dest, canceller;
+
+	(void)state;
+	p->src_opt.peer_timeout_ns = p->dst_opt.peer_timeout_ns = 60 * LM_NS_PER_S;
+	p->dst = session(&p->dst_opt, LM_DEST, p->b);
+	relay = netrelay_new(lm_session_address(p->dst));
+	relay->only = 1;
+	relay->holds = true;
+	p->src_opt.address = relay->address;
+	p->src = session(&p->src_opt, LM_SOURCE, p->a);
+	pthread_create(&dest, NULL, dest_main, p);
+	pthread_create(&canceller, NULL, cancel_soon, p);
+	p->src_ret = lm_session_run(p->src, &p->src_err);
+	pthread_join(canceller, NULL);
+	pthread_join(dest, NULL);
+	assert_stayed(p, LM_OUTCOME_CANCELLED);
+	assert_true(lm_now_ns() - begin < 30 * LM_NS_PER_S);
+	assert_non_null(strstr(p->src_err.msg, "the peer gave up"));
+	pair_free(p);
+	netrelay_free(relay);
+}
+
 /* ---- who comes first ---- */
 
 /* Nice values of the session's thread, by side: while the guest stands still, and at the end. */
@@ -637,6 +677,7 @@ int main(void)
 		cmocka_unit_test(injected_error_at_each_stage_is_survived),
 		cmocka_unit_test(an_answer_that_does_not_come_leaves_doubt),
 		cmocka_unit_test(a_source_whose_lanes_do_not_come_about_is_not_waited_for),
+		cmocka_unit_test(a_destination_that_gives_up_is_not_waited_for),
 		cmocka_unit_test(threads_come_first_while_the_guest_stands_still),
 		cmocka_unit_test(without_that_they_wait_as_all_others),
 		cmocka_unit_test(broken_commit_rule_runs_two_guests),
