@@ -166,6 +166,11 @@ static int lane_hear(struct rd_lane *l, struct connecting *c)
 	}
 	if (l->state == RDMA_LANE_OPEN)
 		rd_lane_hear(l);
+	/* The destination waits for this lane as if it had never come. */
+	if (l->hung_up) {
+		attempt_failed(l, c, -ECONNRESET, "the connection broke before all lanes were there");
+		return lane_next(l, c);
+	}
 	if (l->state == RDMA_LANE_OPEN || lm_now_ns() < l->attempt_until_ns)
 		return 0;
 	if (!others_live(c, l->pair)) {

@@ -144,6 +144,21 @@ static void a_pair_that_does_not_answer_makes_room_for_another(void **state)
 	side_end(&s);
 }
 
+static void a_lane_that_breaks_before_all_are_there_is_opened_again(void **state)
+{
+	(void)state;
+	side_begin(&s, LM_SOURCE, 4, 2);
+	fake_instead(RDMA_CM_EVENT_ESTABLISHED, 0, 1, RDMA_CM_EVENT_ESTABLISHED, RDMA_CM_EVENT_DISCONNECTED);
+	assert_int_equal(side_open(&s, &err), 0);
+	assert_non_null(strstr(s.t->info, "fake1:1 x3"));
+	for (unsigned i = 0; i < 4; i++)
+		assert_false(side_lane(&s, i)->hung_up);
+	side_end(&s);
+	side_begin(&s, LM_SOURCE, 2, 1);
+	fake_instead(RDMA_CM_EVENT_ESTABLISHED, 0, 1, RDMA_CM_EVENT_ESTABLISHED, RDMA_CM_EVENT_DISCONNECTED);
+	open_fails(-ECONNRESET, "broke before all lanes were there");
+}
+
 static void a_single_pair_has_until_the_deadline(void **state)
 {
 	static const enum rdma_cm_event_type due[] = { RDMA_CM_EVENT_ADDR_RESOLVED, RDMA_CM_EVENT_ROUTE_RESOLVED,
@@ -217,6 +232,7 @@ int main(void)
 		cmocka_unit_test(a_call_that_always_fails_is_told),
 		cmocka_unit_test(what_is_only_better_may_fail),
 		cmocka_unit_test(a_pair_that_does_not_answer_makes_room_for_another),
+		cmocka_unit_test(a_lane_that_breaks_before_all_are_there_is_opened_again),
 		cmocka_unit_test(a_single_pair_has_until_the_deadline),
 		cmocka_unit_test(cancelling_ends_the_wait),
 		cmocka_unit_test(without_a_device_it_says_so),
