@@ -8,8 +8,10 @@
 #include "../lib/skip.h"
 
 static const struct backend backends[] = {
+#ifndef __SANITIZE_THREAD__ /* their threads are those of the decorated one */
 	{ .name = "tcp", .listen = "127.0.0.1:0" },
 	{ .name = "tcp over ::1", .listen = "[::1]:0" },
+#endif
 	{ .name = "tcp, pages by reference", .listen = "127.0.0.1:0", .send = "splice" },
 	{ .name = "tcp, into the mapping", .listen = "127.0.0.1:0", .place = "map" },
 	{ .name = "tcp in a fault decorator", .listen = "127.0.0.1:0", .decorated = true },
