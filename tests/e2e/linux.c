@@ -61,6 +61,24 @@ struct rig_config linux_config(const char *initrd, const char *append, const cha
 	return c;
 }
 
+struct rig_vm *linux_boot(struct rig *rig, const char *name, const struct rig_config *c, const char *ready)
+{
+	for (unsigned attempt = 0; attempt < 3; attempt++) {
+		struct rig_vm *vm = rig_vm_start(rig, name, c, RIG_RUNS);
+		char *log;
+
+		if (rig_guest_wait_log(vm, ready, LINUX_BOOT_MS))
+			return vm;
+		log = rig_read_file(vm->serial);
+		print_message("%s did not come up (%s); it said: %s\n", name, rig_vm_alive(vm) ? "stands still" : "ended",
+			      log ? log : "");
+		free(log);
+		rig_vm_end(vm);
+	}
+	fail_msg("%s did not come up in three attempts", name);
+	return NULL;
+}
+
 struct rig_proc *linux_slow_disk(struct rig *rig, char file[RIG_PATH_MAX])
 {
 	static unsigned serial;
