@@ -15,8 +15,8 @@ void linux_prepare_or_skip(struct rig *rig, char initrd[RIG_PATH_MAX]);
 struct rig_config linux_config(const char *initrd, const char *append, const char *const *devices);
 
 /*
- * A guest that has said `ready`.  Emulated in parallel, two CPUs now and then trip over a kernel that patches its
- * own code, and it never comes up: that has to do with nothing that we test, so it is told of and tried again.
+ * A guest that has said `ready`.  Once one with two emulated CPUs never said its first word, nobody knows why.
+ * No migration had begun: so it is told of, with what the guest said, and tried again.
  */
 struct rig_vm *linux_boot(struct rig *rig, const char *name, const struct rig_config *c, const char *ready);
 
