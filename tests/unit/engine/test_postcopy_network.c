@@ -107,6 +107,21 @@ static struct lm_session *recover_session(struct pair *p, enum lm_side side)
 	return s;
 }
 
+/* What made it stop is over. */
+static void go_on_with_new_engines(struct pair *p)
+{
+	lm_session_free(p->src);
+	lm_session_free(p->dst);
+	p->on_dst = NULL;
+	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 8 * LM_NS_PER_S;
+	p->dst = recover_session(p, LM_DEST);
+	netrelay_retarget(p->relay, lm_session_address(p->dst));
+	p->src = recover_session(p, LM_SOURCE);
+	pair_go(p);
+	pair_assert_moved(p);
+	pair_assert_left_nothing(p);
+}
+
 static void interrupt(struct pair *p)
 {
 	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 500 * LM_NS_PER_MS;
@@ -126,17 +141,8 @@ static void a_peer_that_stays_away_interrupts_and_new_engines_go_on(void **state
 
 	(void)state;
 	interrupt(p);
-	lm_session_free(p->src);
-	lm_session_free(p->dst);
 	atomic_store(&p->relay->refuses, false);
-	p->on_dst = NULL;
-	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 8 * LM_NS_PER_S;
-	p->dst = recover_session(p, LM_DEST);
-	netrelay_retarget(p->relay, lm_session_address(p->dst));
-	p->src = recover_session(p, LM_SOURCE);
-	pair_go(p);
-	pair_assert_moved(p);
-	pair_assert_left_nothing(p);
+	go_on_with_new_engines(p);
 	pair_free(p);
 }
 
@@ -158,16 +164,7 @@ static void pages_that_cannot_be_shown_interrupt_and_can_be_gone_on_with(void **
 	assert_int_equal(p->src_sum.outcome, LM_OUTCOME_INTERRUPTED);
 	assert_int_equal(p->dst_sum.outcome, LM_OUTCOME_INTERRUPTED);
 	assert_non_null(strstr(p->dst_err.msg, "injected"));
-	lm_session_free(p->src);
-	lm_session_free(p->dst);
-	p->on_dst = NULL;
-	p->src_opt.recover_timeout_ns = p->dst_opt.recover_timeout_ns = 8 * LM_NS_PER_S;
-	p->dst = recover_session(p, LM_DEST);
-	netrelay_retarget(p->relay, lm_session_address(p->dst));
-	p->src = recover_session(p, LM_SOURCE);
-	pair_go(p);
-	pair_assert_moved(p);
-	pair_assert_left_nothing(p);
+	go_on_with_new_engines(p);
 	pair_free(p);
 }
 
