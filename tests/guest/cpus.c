@@ -3,7 +3,8 @@
  * The vCPUs but the first: each has a slice of the working set, writes and checks
  * it as the first does with its own, and shares nothing with the others but the
  * serial line.  Woken by INIT and SIPI to all of them (boot.S), in ring 0: a KVM
- * without hardware help answers for the APIC only there.  Those beyond cpus= halt.  The first one adds up what they say, for the heartbeat and the ticks.
+ * without hardware help answers for the APIC only there.  Those beyond cpus= halt.
+ * The first one adds up what they say, for the heartbeat and the ticks.
  */
 #include <stddef.h>
 #include "cpu.h"
