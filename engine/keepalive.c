@@ -5,6 +5,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "session.h"
+#include "thread.h"
 
 #define INTERVAL_MS 1000
 #define SEND_TIMEOUT_NS (2 * LM_NS_PER_S)
@@ -28,7 +29,7 @@ int lm_keepalive_start(struct lm_keepalive *k, struct lm_control *control, struc
 	k->stop_fd = eventfd(0, EFD_CLOEXEC);
 	if (k->stop_fd < 0)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "eventfd");
-	r = -pthread_create(&k->thread, NULL, keepalive, k);
+	r = lm_thread_start(&k->thread, keepalive, k);
 	if (r) {
 		lm_close_fd(&k->stop_fd);
 		return lm_err_errno(err, r, LM_SCOPE_SESSION, "cannot make a thread");

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <signal.h>
 #include <stdbool.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 #include "cleanup.h"
 #include "pool.h"
+#include "thread.h"
 #include "urgent.h"
 
 struct worker {
@@ -71,19 +71,6 @@ static void *worker_main(void *arg)
 	}
 }
 
-/* Signals belong to the program's own threads. */
-static int thread_start(struct worker *w)
-{
-	sigset_t all, old;
-	int r;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_BLOCK, &all, &old);
-	r = pthread_create(&w->thread, NULL, worker_main, w);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return -r;
-}
-
 int lm_pool_new(unsigned nworkers, struct lm_pool **ret, struct lm_error *err)
 {
 	struct lm_pool *p = calloc(1, sizeof(*p) + nworkers * sizeof(p->workers[0]));
@@ -105,7 +92,7 @@ int lm_pool_new(unsigned nworkers, struct lm_pool **ret, struct lm_error *err)
 
 		w->pool = p;
 		w->index = p->nthreads;
-		r = thread_start(w);
+		r = lm_thread_start(&w->thread, worker_main, w);
 		if (r) {
 			lm_err_errno(err, r, LM_SCOPE_SESSION, "cannot start a thread");
 			goto fail;

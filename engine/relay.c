@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <signal.h>
 #include <sys/socket.h>
 #include "cleanup.h"
 #include "clock.h"
 #include "relay.h"
+#include "thread.h"
 
 static int pass_on(struct lm_relay *r, const uint8_t *buf, size_t n)
 {
@@ -48,21 +48,17 @@ static void *relay_main(void *arg)
 /* What the thread needs to know is in *r already. */
 static int start(struct lm_relay *r, int *ret_vm_fd, struct lm_error *err)
 {
-	sigset_t all, old;
 	int pair[2], e;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "socket for the device state");
 	r->fd = pair[0];
-	sigfillset(&all);
-	pthread_sigmask(SIG_BLOCK, &all, &old);
-	e = pthread_create(&r->thread, NULL, relay_main, r);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	e = lm_thread_start(&r->thread, relay_main, r);
 	if (e) {
 		lm_close_fd(&pair[0]);
 		lm_close_fd(&pair[1]);
 		r->fd = -1;
-		return lm_err_errno(err, -e, LM_SCOPE_SESSION, "cannot start the relay");
+		return lm_err_errno(err, e, LM_SCOPE_SESSION, "cannot start the relay");
 	}
 	r->running = true;
 	*ret_vm_fd = pair[1];

@@ -2,12 +2,12 @@
 /* Devices in use: shared by all transports of the process, watched by a thread. */
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include "cleanup.h"
 #include "rdma.h"
+#include "thread.h"
 
 #define RXE_VENDOR 0xffffff
 
@@ -69,19 +69,6 @@ static void *watcher_main(void *arg)
 			p[0].fd = -1; /* the device is gone; rdma_cm tells the lanes */
 		}
 	}
-}
-
-/* Signals belong to the program's own threads. */
-static int watcher_start(struct rd_device *d)
-{
-	sigset_t all, old;
-	int r;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_BLOCK, &all, &old);
-	r = pthread_create(&d->watcher, NULL, watcher_main, d);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return -r;
 }
 
 void rd_device_add_lane(struct rd_device *d, struct rd_lane *l)
@@ -183,7 +170,7 @@ static int device_open(struct rd_device *d, struct rdma_cm_id *id, const char **
 	if (d->stop_fd < 0)
 		return -errno;
 	fcntl(d->verbs->async_fd, F_SETFL, fcntl(d->verbs->async_fd, F_GETFL) | O_NONBLOCK);
-	return watcher_start(d);
+	return lm_thread_start(&d->watcher, watcher_main, d);
 }
 
 static struct rd_device *registry_find(const struct ibv_context *verbs)

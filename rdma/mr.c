@@ -6,13 +6,13 @@
  * FAILED, under the device's mutex; lanes look at the state without it.  Whoever
  * waits for a chunk is woken through its lane's event_fd.
  */
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 #include "cleanup.h"
 #include "rdma.h"
+#include "thread.h"
 
 /* Extents of one call; what lies behind them the device looks up when it needs it. */
 #define PREFETCH_EXTENTS 32
@@ -84,18 +84,14 @@ static int worker_add(struct rd_device *d)
 {
 	long ncpu = sysconf(_SC_NPROCESSORS_ONLN);
 	unsigned max = ncpu < 1 ? 1 : ncpu > RDMA_WORKERS_MAX ? RDMA_WORKERS_MAX : (unsigned)ncpu;
-	sigset_t all, old;
 	int r;
 
 	if (d->nworkers >= max)
 		return 0;
-	sigfillset(&all);
-	pthread_sigmask(SIG_BLOCK, &all, &old);
-	r = pthread_create(&d->workers[d->nworkers], NULL, worker_main, d);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	r = lm_thread_start(&d->workers[d->nworkers], worker_main, d);
 	if (!r)
 		d->nworkers++;
-	return d->nworkers ? 0 : -r;
+	return d->nworkers ? 0 : r;
 }
 
 static int job_add(struct rd_device *d, struct rd_mem *m, uint32_t chunk)
