@@ -235,5 +235,9 @@ int lm_control_hello(struct lm_control *c, int64_t deadline_ns, char software[st
 	r = lm_control_send(c, LM_MSG_HELLO, out, lm_wire_put_hello(out), deadline_ns, err);
 	if (!r)
 		r = lm_control_expect(c, LM_MSG_HELLO, &msg, deadline_ns, err);
-	return r ? r : lm_wire_get_hello(msg.payload, msg.len, software, err);
+	if (!r)
+		r = lm_wire_get_hello(msg.payload, msg.len, software, err);
+	if (!r)
+		c->features = lm_wire_hello_features(msg.payload);
+	return r;
 }

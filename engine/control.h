@@ -31,6 +31,7 @@ struct lm_control {
 	uint64_t recv_seq;
 	int64_t last_heard_ns;
 	bool peer_aborted; /* an ABORT came in */
+	uint32_t features; /* LM_HELLO_* of the peer; 0 before HELLO */
 	int64_t rtt_ns; /* smallest round trip seen; 0: none yet */
 	uint8_t *buf;   /* payload of the last message received */
 	struct lm_msg held; /* put back, if is_held */

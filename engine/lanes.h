@@ -3,10 +3,9 @@
  * Lanes that fail and come back, at the source, in pre-copy.
  *
  * A lane that failed is dropped at both sides (LANE_DROP) while the others go on, and
- * tried again with a back-off: LANE_OPEN tells the destination to wait for it, a thread
- * of its own connects it, and it takes part again in the copy that runs.  One lane is
- * tried at a time; when it comes back, the others follow at once.  What it had taken and
- * not confirmed goes out again at the end of the copy, as without it.
+ * tried again with a back-off (comeback.h): LANE_OPEN tells the destination to wait for it, a
+ * thread of its own connects it, and it takes part again in the copy that runs.  What it had
+ * taken and not confirmed goes out again at the end of the copy, as without it.
  *
  * When no lane is left the copy waits for one, at most recover_timeout_ns, while the
  * guest runs here; in the blackout no longer than it may last.
@@ -17,39 +16,14 @@
 #ifndef LM_LANES_H
 #define LM_LANES_H
 
-#include <pthread.h>
-#include "clock.h"
-#include "transport.h"
+#include "comeback.h"
 
 struct lm_session;
 
-/* Before the first attempt, doubled after each that failed; with no lane left never longer than the first. */
-#define LM_LANE_RETRY_NS     (1 * LM_NS_PER_S)
-#define LM_LANE_RETRY_MAX_NS (8 * LM_NS_PER_S)
-/* A lane that has lived for so long after it came back did come back. */
-#define LM_LANE_STEADY_NS    (5 * LM_NS_PER_S)
-/* How long one attempt may take; the destination waits a little longer. */
-#define LM_LANE_ATTEMPT_NS   (3 * LM_NS_PER_S)
-#define LM_LANE_ACCEPT_NS    (LM_LANE_ATTEMPT_NS + 1 * LM_NS_PER_S)
-
 struct lm_lanes {
-	bool can;                          /* both sides can open a lane again */
-	struct lm_transport_params params; /* as for open */
-	uint8_t endpoint[LM_ENDPOINT_SIZE];
-	uint64_t dropped;                  /* bits: the destination has dropped it, and it is not back */
-	struct lm_lane_try {
-		int64_t delay_ns, next_ns; /* of the back-off */
-		int64_t back_ns;           /* when it came back; 0: it never had to */
-	} lane[LM_LANES_MAX];
-	int64_t none_since_ns;             /* no lane works, or none has lived for long; 0: all is well */
-	/* An attempt */
-	int trying;                        /* lane; -1: none */
-	unsigned last;                     /* that was tried */
-	pthread_t thread;
-	int done_fd, cancel_fd;            /* eventfds; -1 before init */
-	struct lm_transport *transport;
-	int result;                        /* thread's, until it was joined */
-	struct lm_error error;
+	struct lm_comeback comeback; /* made when both sides can open a lane again */
+	uint64_t dropped;            /* bits: the destination has dropped it, and it is not back */
+	int64_t none_since_ns;       /* no lane works, or none has lived for long; 0: all is well */
 };
 
 /* After the transport was opened with these; can: the destination says that it can. */
@@ -62,6 +36,9 @@ void lm_lanes_fini(struct lm_session *s);
 int lm_lanes_drop(struct lm_session *s, uint64_t lanes, struct lm_error *err);
 /* While a copy runs or is waited for, several times a second: drop, try, take back. */
 int lm_lanes_tick(struct lm_session *s, struct lm_error *err);
+/* LANE_OPEN with a token of its own, which is returned.  In post-copy, too, where the destination sends it. */
+int lm_lanes_send_open(struct lm_session *s, unsigned lane, uint8_t ret_token[static LM_TOKEN_SIZE],
+		       struct lm_error *err);
 /* At the end of a copy: no attempt is under way afterwards. */
 int lm_lanes_settle(struct lm_session *s, struct lm_error *err);
 /* Readable when tick has something to do; -1: never. */

@@ -45,3 +45,17 @@ void lm_postcopy_tell_lanes(struct lm_session *s, uint64_t failed,
 		lm_session_event(s, &e);
 	}
 }
+
+void lm_postcopy_tell_back(struct lm_session *s, unsigned lane)
+{
+	struct lm_event e = { .type = LM_EVENT_LANE };
+	unsigned n = s->pull.nlanes + 1;
+
+	s->pull.failed_told &= ~(UINT64_C(1) << lane);
+	e.u.lane.lane = lane;
+	e.u.lane.live = n - (unsigned)__builtin_popcountll(s->pull.failed_told);
+	e.u.lane.back = true;
+	lm_session_log(s, LM_LOG_INFO, "post-copy: lane %u of %u%s is back", lane, n,
+		       lane + 1 == n ? ", that for faults," : "");
+	lm_session_event(s, &e);
+}

@@ -18,6 +18,7 @@
 
 static int close_lanes(struct lm_session *s)
 {
+	lm_comeback_fini(&s->pull.comeback);
 	lm_puller_down(&s->pull.puller);
 	lm_transport_free(s->pull.transport);
 	s->pull.transport = NULL;
@@ -68,7 +69,9 @@ static int open_lanes(struct lm_session *s, struct lm_error *err)
 	p.deadline_ns = lm_session_peer_deadline(s);
 	if (!r)
 		r = lm_transport_open(s->pull.transport, &p, err);
-	return r ? r : add_regions(s, err);
+	if (!r)
+		r = add_regions(s, err);
+	return r ? r : lm_postcopy_lanes_init(s, &p, err);
 }
 
 static int bind_keys(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err)
@@ -254,8 +257,7 @@ static const char *lane_error(const struct lm_session *s, unsigned lane)
 	return s->pull.puller.lanes[lane].error.msg;
 }
 
-/* Until nothing is missing (0), the source is lost (an error) or the VM (scope VM). */
-static int fetch_rest(struct lm_session *s, struct lm_error *err)
+static int fetch(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_puller *p = &s->pull.puller;
 	int64_t last = lm_now_ns();
@@ -264,11 +266,12 @@ static int fetch_rest(struct lm_session *s, struct lm_error *err)
 
 	lm_puller_background(p);
 	while (!r && lm_puller_missing(p)) {
-		struct pollfd fds[3] = { { .fd = p->event_fd, .events = POLLIN },
+		struct pollfd fds[4] = { { .fd = p->event_fd, .events = POLLIN },
 					 { .fd = s->control.stream ? lm_control_fd(&s->control) : -1, .events = POLLIN },
-					 { .fd = s->vm->pidfd, .events = POLLIN } };
+					 { .fd = s->vm->pidfd, .events = POLLIN },
+					 { .fd = lm_comeback_fd(&s->pull.comeback), .events = POLLIN } };
 
-		poll(fds, 3, lm_postcopy_show_some(s) ? 0 : 100);
+		poll(fds, 4, lm_postcopy_show_some(s) ? 0 : 100);
 		if (read(p->event_fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 			return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "eventfd");
 		r = vm_error(s, err);
@@ -277,12 +280,23 @@ static int fetch_rest(struct lm_session *s, struct lm_error *err)
 			r = lm_err(err, -ECONNRESET, LM_SCOPE_SESSION, "no lane is left");
 		if (!r)
 			r = listen_to_source(s, err);
+		if (!r)
+			r = lm_postcopy_lanes_tick(s, err);
 		if (!r && lm_now_ns() - last > STATUS_NS) {
 			learn_link(s, lm_now_ns() - last);
 			last = lm_now_ns();
 			r = send_status(s, err);
 		}
 	}
+	return r;
+}
+
+/* Until nothing is missing (0), the source is lost (an error) or the VM (scope VM). */
+static int fetch_rest(struct lm_session *s, struct lm_error *err)
+{
+	int r = fetch(s, err);
+
+	lm_postcopy_lanes_settle(s);
 	return r;
 }
 

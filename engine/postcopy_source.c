@@ -44,6 +44,7 @@ static void close_lanes(struct lm_session *s)
 {
 	if (!s->pull.transport)
 		return;
+	lm_comeback_fini(&s->pull.comeback);
 	atomic_store(&s->pull.stop, true);
 	for (unsigned i = 0; i <= s->pull.nlanes; i++)
 		lm_transport_shut(s->pull.transport, i);
@@ -109,6 +110,8 @@ static int open_lanes(struct lm_session *s, const struct lm_msg *msg, struct lm_
 	r = lm_transport_open(s->pull.transport, &p, err);
 	if (!r)
 		r = add_regions(s, keys, err);
+	if (!r)
+		r = lm_postcopy_lanes_init(s, &p, err);
 	if (!r)
 		r = threads_start(s, err);
 	if (!r)
@@ -253,6 +256,8 @@ static int handle(struct lm_session *s, const struct lm_msg *msg, struct lm_erro
 		if (stats.missing_pages)
 			lm_postcopy_tell_lanes(s, atomic_load(&s->pull.failed), lane_error);
 		return 0;
+	case LM_MSG_LANE_OPEN:
+		return lm_postcopy_lane_open(s, msg, err);
 	case LM_MSG_WHOLE:
 		return 1;
 	case LM_MSG_RESUMED: /* of a COMMIT whose answer was waited for no longer */
@@ -282,11 +287,13 @@ static int answer(struct lm_session *s, struct lm_error *err)
 	int64_t closing = 0;
 
 	for (;;) {
-		struct pollfd p = { .fd = lm_control_fd(&s->control), .events = POLLIN };
+		struct pollfd p[2] = { { .fd = lm_control_fd(&s->control), .events = POLLIN },
+				       { .fd = lm_comeback_fd(&s->pull.comeback), .events = POLLIN } };
 		struct lm_msg msg;
 		int r;
 
-		poll(&p, 1, 100);
+		poll(p, 2, 100);
+		lm_postcopy_lanes_look(s);
 		r = lm_control_try_recv(&s->control, &msg, err);
 		if (r > 0)
 			r = handle(s, &msg, err);
@@ -295,8 +302,10 @@ static int answer(struct lm_session *s, struct lm_error *err)
 		if (r)
 			return r;
 		/* While one is left the destination goes on; it knows better than we which work. */
-		if (atomic_load(&s->pull.ended) <= s->pull.nlanes)
+		if (atomic_load(&s->pull.ended) <= s->pull.nlanes) {
+			closing = 0;
 			continue;
+		}
 		if (!closing)
 			closing = lm_now_ns();
 		if (lm_now_ns() - closing > LAST_WORD_NS)

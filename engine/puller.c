@@ -8,6 +8,7 @@
 #include "clock.h"
 #include "puller.h"
 #include "testhook.h"
+#include "thread.h"
 #include "urgent.h"
 
 #define POLL_MS 100
@@ -382,7 +383,7 @@ static void follow_phase(struct fault_thread *t)
 	struct lm_puller *p = t->p;
 	int phase = atomic_load(&p->phase);
 
-	if (phase == LM_PULL_UP && !t->up && !p->lanes[p->nlanes].error.code) {
+	if (phase == LM_PULL_UP && !t->up && !fault_lane_failed(p)) {
 		t->up = true;
 	} else if (phase == LM_PULL_STOPPING) {
 		if (t->up)
@@ -463,7 +464,7 @@ int lm_puller_serve(struct lm_puller *p, struct lm_error *err)
 
 	for (unsigned i = 0; i <= p->nlanes; i++)
 		memset(&p->lanes[i], 0, sizeof(p->lanes[i]));
-	r = -pthread_create(&p->faults, NULL, fault_thread, p);
+	r = lm_thread_start(&p->faults, fault_thread, p);
 	if (r)
 		return lm_err_errno(err, r, LM_SCOPE_SESSION, "cannot make a thread");
 	p->serving = true;
@@ -485,6 +486,21 @@ void lm_puller_background(struct lm_puller *p)
 {
 	p->pulling = true;
 	lm_pool_start(p->pool, background_worker, p);
+}
+
+void lm_puller_lane_wait(struct lm_puller *p, unsigned lane)
+{
+	if (lane < p->nlanes)
+		lm_pool_wait_worker(p->pool, lane);
+}
+
+void lm_puller_lane_back(struct lm_puller *p, unsigned lane)
+{
+	memset(&p->lanes[lane], 0, sizeof(p->lanes[lane]));
+	/* From here on the lane for faults is its thread's. */
+	atomic_fetch_and(&p->failed, ~(UINT64_C(1) << lane));
+	if (lane < p->nlanes)
+		lm_pool_restart_worker(p->pool, lane);
 }
 
 void lm_puller_down(struct lm_puller *p)

@@ -11,10 +11,11 @@
  *
  * A lane that fails gives back what it had on its way, and the others go on.  Without the
  * lane for faults the background's serve faults before anything else.  Only when none of
- * those is left is the connection lost, and both sides make a new one.
+ * those is left is the connection lost, and both sides make a new one.  A lane that failed may
+ * come back while the others work.
  *
  * The session's thread makes and frees everything, and calls up, background, down
- * and stop in this order (up ... down as often as the peer is lost and found).
+ * and stop in this order (up ... down as often as the peer is lost and found; lane_back in between).
  */
 #ifndef LM_PULLER_H
 #define LM_PULLER_H
@@ -52,7 +53,7 @@ struct lm_puller {
 	_Atomic int phase;              /* enum lm_pull_phase; the fault thread turns STOPPING into DOWN */
 	_Atomic bool stop;              /* the fault thread ends */
 	_Atomic bool stop_background;
-	_Atomic uint64_t failed;        /* a bit per lane; its error was written before */
+	_Atomic uint64_t failed;        /* a bit per lane that its thread has let go; its error was written before */
 	_Atomic bool lost;              /* no lane of the background is left: the session's thread has to act */
 	_Atomic bool vm_lost;           /* pages cannot be shown: see vm_error */
 	struct lm_error vm_error;       /* written once, before vm_lost */
@@ -74,6 +75,10 @@ int lm_puller_serve(struct lm_puller *p, struct lm_error *err);
 void lm_puller_up(struct lm_puller *p, struct lm_transport *t);
 /* Begin to fetch what nobody waits for. */
 void lm_puller_background(struct lm_puller *p);
+/* Of a lane that has failed: its thread has let go of it, and does not look at it before lane_back. */
+void lm_puller_lane_wait(struct lm_puller *p, unsigned lane);
+/* It was opened again: it fetches from here on.  After wait. */
+void lm_puller_lane_back(struct lm_puller *p, unsigned lane);
 /* No thread uses the transport any more, and what was on its way is missing again.  May be down already. */
 void lm_puller_down(struct lm_puller *p);
 /* How much to fetch with a fault: what the link carries in one round trip. */

@@ -80,6 +80,7 @@ struct lm_postcopy_session {
 	bool allowed;             /* both sides agree that it may be */
 	bool armed;               /* POSTCOPY was sent / answered: the switchover will leave pages behind */
 	struct lm_transport *transport;
+	struct lm_comeback comeback; /* of its lanes */
 	struct lm_pcstate state;
 	uint8_t secret[LM_TOKEN_SIZE];
 	unsigned nlanes;          /* of the background; one more is for faults */
@@ -100,6 +101,7 @@ struct lm_postcopy_session {
 	struct lm_pageset watched, to_show; /* pages that may have to be shown, and room for some of them */
 	unsigned show_region;     /* up to here they have been */
 	uint64_t show_page;
+	uint64_t gone;            /* a bit per lane that failed and is not back */
 	bool bound, known;        /* the lanes can be used; all that is left was named */
 	struct lm_pager *pager;
 	struct lm_puller puller;
@@ -276,6 +278,19 @@ void lm_postcopy_event(struct lm_session *s, const struct lm_postcopy_stats *sta
 /* Tell the user which lanes failed (a bit each) since the last call, and that the others go on. */
 void lm_postcopy_tell_lanes(struct lm_session *s, uint64_t failed,
 			    const char *(*why)(const struct lm_session *s, unsigned lane));
+void lm_postcopy_tell_back(struct lm_session *s, unsigned lane);
+/*
+ * postcopy_lanes.c: lanes that come back in post-copy.  After the transport was opened with p; nothing
+ * more happens when one of both sides cannot.
+ */
+int lm_postcopy_lanes_init(struct lm_session *s, const struct lm_transport_params *p, struct lm_error *err);
+/* Destination, several times a second while pages are fetched: try, take back. */
+int lm_postcopy_lanes_tick(struct lm_session *s, struct lm_error *err);
+/* Destination: no attempt is under way afterwards. */
+void lm_postcopy_lanes_settle(struct lm_session *s);
+/* Source: LANE_OPEN has come; and, several times a second, what has become of it. */
+int lm_postcopy_lane_open(struct lm_session *s, const struct lm_msg *msg, struct lm_error *err);
+void lm_postcopy_lanes_look(struct lm_session *s);
 bool lm_secret_equal(const uint8_t a[static LM_TOKEN_SIZE], const uint8_t b[static LM_TOKEN_SIZE]);
 
 /* Helpers (session.c) */

@@ -84,6 +84,7 @@ size_t lm_wire_put_hello(void *buf)
 	memset(h, 0, sizeof(*h));
 	h->version = lm_le16(LM_WIRE_VERSION);
 	h->compat = lm_le16(LM_WIRE_COMPAT);
+	h->features = lm_le32(LM_HELLO_LANES);
 	put_string(h->software, sizeof(h->software), lm_version());
 	return sizeof(*h);
 }
@@ -106,6 +107,11 @@ int lm_wire_get_hello(const void *p, size_t len, char software[static 32], struc
 			      "side %u (down to %u): install versions that match",
 			      software, version, compat, LM_WIRE_VERSION, LM_WIRE_COMPAT);
 	return 0;
+}
+
+uint32_t lm_wire_hello_features(const void *p)
+{
+	return lm_le32_get(((const struct lm_wire_hello *)p)->features);
 }
 
 size_t lm_wire_put_open(void *buf, const struct lm_open *open)

@@ -70,10 +70,11 @@ _Static_assert(sizeof(struct lm_wire_header) == 24, "wire header");
 
 struct lm_wire_hello {
 	struct le16 version, compat;
-	struct le32 features; /* 0 so far; unknown bits are ignored */
+	struct le32 features; /* LM_HELLO_*; unknown bits are ignored */
 	char software[32];
 };
 _Static_assert(sizeof(struct lm_wire_hello) == 40, "HELLO");
+#define LM_HELLO_LANES 1u /* as the source of a post-copy it understands LANE_OPEN */
 
 struct lm_wire_open {
 	char transports[32]; /* names, comma separated, the best first */
@@ -224,6 +225,8 @@ size_t lm_wire_put_abort(void *buf, int code, const char *text);
 int lm_wire_get_header(const struct lm_wire_header *h, uint64_t seq, unsigned *ret_type,
 		       uint32_t *ret_len, struct lm_error *err);
 int lm_wire_get_hello(const void *p, size_t len, char software[static 32], struct lm_error *err);
+/* Of a HELLO that was found good: LM_HELLO_*. */
+uint32_t lm_wire_hello_features(const void *p);
 int lm_wire_get_open(const void *p, size_t len, struct lm_open *ret, struct lm_error *err);
 int lm_wire_get_opened(const void *p, size_t len, unsigned nlanes_asked, struct lm_opened *ret,
 		       struct lm_error *err);

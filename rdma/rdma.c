@@ -131,13 +131,12 @@ static int rd_open(struct lm_transport *base, const struct lm_transport_params *
 	}
 	if (!r)
 		r = p->side == LM_SOURCE ? rd_cm_connect(t, p, err) : rd_cm_accept(t, p, err);
-	/* In post-copy a lane that is lost ends with all others, and new ones are opened. */
-	if (r || p->direction == LM_PULL)
-		rd_cm_unlisten(t);
-	if (r)
-		lanes_free(t);
-	else
+	if (!r) {
 		describe(t);
+		return 0;
+	}
+	rd_cm_unlisten(t);
+	lanes_free(t);
 	return r;
 }
 
@@ -402,9 +401,6 @@ static int rd_reopen(struct lm_transport *base, unsigned lane, const struct lm_t
 	struct rd_lane *l = &t->lanes[lane];
 	int r;
 
-	/* There nobody listens any more: all lanes are opened anew. */
-	if (base->direction == LM_PULL)
-		return lm_err(err, -EOPNOTSUPP, LM_SCOPE_LANE, "in post-copy no lane is opened again");
 	rd_lane_reset(l); /* its queue pair, which was in error since it was shut, is gone with this */
 	r = p->side == LM_SOURCE ? rd_cm_connect_again(t, l, p, err) : rd_cm_accept_again(t, l, p, err);
 	if (!r && lane_regions(t, l))

@@ -193,7 +193,7 @@ struct rdma {
 	struct rd_rail local[RDMA_RAILS_MAX], peer[RDMA_RAILS_MAX];
 	struct rd_pair pairs[RDMA_PAIRS_MAX];
 	unsigned npairs;
-	/* Destination, from listen to close (LM_PULL: the end of open): lanes may come back */
+	/* Destination, from listen to close: lanes may come back */
 	struct rdma_event_channel *listen_channel;
 	struct rd_rail listening[RDMA_RAILS_MAX];
 	struct rdma_cm_id *listeners[RDMA_RAILS_MAX]; /* NULL: the rail's device is gone */

@@ -446,6 +446,7 @@ static const struct test tests[] = {
 	TEST(without_the_fence_late_writes_land),
 	TEST(an_orderly_close_is_told_from_a_cut),
 	TEST(a_lane_that_failed_comes_back_while_others_work),
+	TEST(a_fetching_lane_that_failed_comes_back_while_others_work),
 	TEST(a_lane_that_shows_an_old_token_stays_out),
 	TEST(an_attempt_to_come_back_can_be_cancelled),
 	TEST(what_the_peer_says_ends_the_wait_for_its_lanes),

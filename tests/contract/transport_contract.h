@@ -198,6 +198,7 @@ void an_orderly_close_is_told_from_a_cut(void **state);
 
 /* transport_contract_back.c */
 void a_lane_that_failed_comes_back_while_others_work(void **state);
+void a_fetching_lane_that_failed_comes_back_while_others_work(void **state);
 void a_lane_that_shows_an_old_token_stays_out(void **state);
 void an_attempt_to_come_back_can_be_cancelled(void **state);
 void what_the_peer_says_ends_the_wait_for_its_lanes(void **state);

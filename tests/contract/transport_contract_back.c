@@ -61,6 +61,36 @@ void a_lane_that_failed_comes_back_while_others_work(void **state)
 	rig_free(rig);
 }
 
+/* Its count of what is whole begins anew. */
+void a_fetching_lane_that_failed_comes_back_while_others_work(void **state)
+{
+	struct rig *rig = rig_open_pull(*state, LANES, 64 * PAGE);
+	uint64_t at = 0;
+
+	for (unsigned i = 0; i < LANES; i++)
+		pump_start(rig, i);
+	for (unsigned i = 0; i < 4; i++) {
+		for (unsigned lane = 0; lane < LANES; lane++, at += PAGE) {
+			struct lm_run run = data_run(1, at, PAGE);
+
+			assert_int_equal(fetch_runs(rig, lane, &run, 1), 0);
+			expect_data(rig, 1, at, PAGE);
+		}
+		lm_transport_shut(rig->dst.t, BACK);
+		lm_transport_shut(rig->src.t, BACK);
+		pump_stop(rig, BACK);
+		lm_transport_fence_lane(rig->dst.t, BACK);
+		if (cannot(rig))
+			break;
+		rig_reopen(rig, BACK, i ? "the second token" : "the first token!", 5000);
+		assert_int_equal(rig->src.open_result, 0);
+		assert_int_equal(rig->dst.open_result, 0);
+		memset(&rig->fetch[BACK], 0, sizeof(rig->fetch[BACK]));
+		pump_start(rig, BACK);
+	}
+	rig_free(rig);
+}
+
 /* Who shows another token, such as that of an attempt before, is a stranger. */
 void a_lane_that_shows_an_old_token_stays_out(void **state)
 {

@@ -151,7 +151,8 @@ static void the_network_is_silent_for_seconds(struct rig *rig)
 struct lane_fault {
 	const char *at_source, *at_dest;
 	bool runs; /* the guest: only then are there faults */
-	bool all;  /* no lane is left: a new connection; else the others go on */
+	bool all;  /* no lane is left: a new connection; else the others go on, */
+	bool back; /* and the lane comes back */
 };
 
 static void a_lane_is_cut(struct rig *rig)
@@ -169,6 +170,8 @@ static void a_lane_is_cut(struct rig *rig)
 		assert_well_paused(&m);
 	assert_int_equal(rig_summary_int(m.receive, "postcopy.recoveries") > 0, f->all);
 	assert_non_null(rig_run_event_is(m.receive, "lane", "state", "lost", 0));
+	assert_int_equal(!!rig_run_event_is(m.receive, "lane", "state", "back", 0), f->back);
+	assert_int_equal(!!rig_run_event_is(m.send, "lane", "state", "back", 0), f->back);
 }
 
 static void the_destination_engine_is_killed(struct rig *rig)
@@ -275,10 +278,11 @@ static void without_the_descriptor_in_qemu_old_pages_are_read(struct rig *rig)
 	rig_proc_end(m.send->proc);
 }
 
-static const struct lane_fault fault_lane_at_dest = { NULL, "action=cut,lane=2,write=20", true, false };
-static const struct lane_fault background_lane_at_dest = { NULL, "action=cut,lane=0,write=20", false, false };
-static const struct lane_fault lane_at_source = { "action=cut,lane=1,after=6000000", NULL, false, false };
-static const struct lane_fault all_lanes_at_dest = { NULL, "action=cut-all,write=20", true, true };
+static const struct lane_fault fault_lane_at_dest = { NULL, "action=cut,lane=2,write=20", true, false, true };
+static const struct lane_fault background_lane_at_dest = { NULL, "action=cut,lane=0,write=20", false, false, true };
+static const struct lane_fault lane_that_stays_away = { NULL, "action=cut,lane=0,write=20,stay=1", false, false };
+static const struct lane_fault lane_at_source = { "action=cut,lane=1,after=6000000", NULL, false, false, true };
+static const struct lane_fault all_lanes_at_dest = { NULL, "action=cut-all,write=20", true, true, false };
 
 int main(int argc, char **argv)
 {
@@ -287,6 +291,7 @@ int main(int argc, char **argv)
 		RIG_TEST(the_network_is_silent_for_seconds),
 		RIG_TEST_ARG("the_lane_for_faults_is_cut", a_lane_is_cut, &fault_lane_at_dest),
 		RIG_TEST_ARG("a_lane_of_the_background_is_cut", a_lane_is_cut, &background_lane_at_dest),
+		RIG_TEST_ARG("a_lane_is_cut_and_stays_away", a_lane_is_cut, &lane_that_stays_away),
 		RIG_TEST_ARG("a_lane_is_cut_at_the_source", a_lane_is_cut, &lane_at_source),
 		RIG_TEST_ARG("all_lanes_are_cut", a_lane_is_cut, &all_lanes_at_dest),
 		RIG_TEST(the_destination_engine_is_killed),

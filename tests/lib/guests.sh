@@ -128,6 +128,7 @@ stop()
 show()
 {
 	# shellcheck disable=SC2154 # of lib.sh
+	[ "$failed" = 0 ] || grep -h '"event":"lane"' "$dir/send" "$dir/receive"
 	[ "$failed" = 0 ] || tail -n 5 "$dir/send" "$dir/receive" "$dir"/serial-* 2>/dev/null
 }
 

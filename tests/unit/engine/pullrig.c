@@ -216,6 +216,12 @@ static void watch_fence(struct lm_transport *t, unsigned lane)
 	lm_transport_fence_lane(watch_of(t)->inner, lane);
 }
 
+static int watch_reopen(struct lm_transport *t, unsigned lane, const struct lm_transport_params *p,
+			struct lm_error *err)
+{
+	return lm_transport_reopen(watch_of(t)->inner, lane, p, err);
+}
+
 static void watch_close(struct lm_transport *t)
 {
 	lm_transport_free(watch_of(t)->inner);
@@ -224,7 +230,8 @@ static void watch_close(struct lm_transport *t)
 
 static const struct lm_transport_ops watch_ops = {
 	.name = "watch", .open = watch_open, .region_add = watch_region_add, .region_bind = watch_region_bind,
-	.fetch = watch_fetch, .poll = watch_poll, .shut = watch_shut, .fence = watch_fence, .close = watch_close,
+	.fetch = watch_fetch, .poll = watch_poll, .shut = watch_shut, .fence = watch_fence,
+	.reopen = watch_reopen, .close = watch_close,
 };
 
 static struct lm_transport *watch_new(struct rig *g, struct lm_transport *inner)
@@ -242,6 +249,7 @@ static struct lm_transport *watch_new(struct rig *g, struct lm_transport *inner)
 struct opening {
 	struct lm_transport *t;
 	struct lm_transport_params p;
+	int lane; /* -1: all */
 	int r;
 	struct lm_error err;
 };
@@ -250,18 +258,18 @@ static void *open_main(void *arg)
 {
 	struct opening *o = arg;
 
-	o->r = lm_transport_open(o->t, &o->p, &o->err);
+	o->r = o->lane < 0 ? lm_transport_open(o->t, &o->p, &o->err) :
+			     lm_transport_reopen(o->t, (unsigned)o->lane, &o->p, &o->err);
 	return NULL;
 }
 
-static void open_both(struct rig *g, int listen_fd, const char *address)
+static void open_both(struct rig *g, int lane)
 {
-	struct lm_transport_params p = { .direction = LM_PULL, .nlanes = LANES + 1, .token = "0123456789abcde",
-					 .listen_fd = listen_fd, .peer = address, .cancel_fd = -1,
-					 .deadline_ns = lm_deadline_after(10 * LM_NS_PER_S) };
-	struct opening dst = { .t = g->dest, .p = p }, src = { .t = g->source, .p = p };
+	struct opening dst = { .t = g->dest, .p = g->params, .lane = lane };
+	struct opening src = { .t = g->source, .p = g->params, .lane = lane };
 	pthread_t t;
 
+	dst.p.deadline_ns = src.p.deadline_ns = lm_deadline_after(10 * LM_NS_PER_S);
 	dst.p.side = LM_DEST;
 	dst.p.ram = &g->dst;
 	src.p.side = LM_SOURCE;
@@ -289,22 +297,20 @@ static void answer_worker(void *ctx, unsigned lane)
 void rig_up(struct rig *g)
 {
 	struct lm_transport *inner;
-	char address[LM_ADDRESS_MAX] = "";
 	struct lm_error err = { 0 };
 	struct lm_key key, mine;
-	int listen_fd = -1;
 
+	g->params = (struct lm_transport_params){ .direction = LM_PULL, .nlanes = LANES + 1, .token = "0123456789abcde",
+						  .listen_fd = -1, .peer = g->address, .cancel_fd = -1 };
 	if (g->tcp) {
 		g->source = lm_transport_tcp_new();
 		inner = lm_transport_tcp_new();
-		assert_ok(lm_stream_listen("127.0.0.1:0", false, &listen_fd, address, &err), err);
+		assert_ok(lm_stream_listen("127.0.0.1:0", false, &g->params.listen_fd, g->address, &err), err);
 	} else {
 		assert_int_equal(lm_transport_loop_new(&g->source, &inner), 0);
 	}
 	g->dest = watch_new(g, inner);
-	open_both(g, listen_fd, address);
-	if (listen_fd >= 0)
-		close(listen_fd);
+	open_both(g, -1);
 	for (unsigned i = 0; i < NREGIONS; i++) {
 		assert_ok(lm_transport_region_add(g->source, &g->src.regions[i], &key, &err), err);
 		assert_ok(lm_transport_region_add(g->dest, &g->dst.regions[i], &mine, &err), err);
@@ -329,6 +335,26 @@ void rig_down(struct rig *g)
 	lm_transport_free(g->dest);
 	lm_transport_free(g->source);
 	g->dest = g->source = NULL;
+	if (g->params.listen_fd > 0)
+		close(g->params.listen_fd);
+	g->params.listen_fd = -1;
+}
+
+void rig_lane_back(struct rig *g, unsigned lane)
+{
+	lm_transport_shut(g->source, lane);
+	lm_pool_wait_worker(g->answerers, lane);
+	lm_puller_lane_wait(&g->p, lane);
+	memcpy(g->params.token, "another token..", LM_TOKEN_SIZE);
+	open_both(g, (int)lane);
+	/* What it had, others may have, or it; the next ones are behind the next fence. */
+	for (unsigned r = 0; r < NREGIONS; r++)
+		for (uint64_t i = 0; i < rig_pages[r]; i++)
+			if (atomic_load(&g->owner[r][i]) == lane + 1)
+				atomic_store(&g->owner[r][i], 0);
+	atomic_fetch_and(&g->fenced, ~(1u << lane));
+	assert_true(lm_pool_restart_worker(g->answerers, lane));
+	lm_puller_lane_back(&g->p, lane);
 }
 
 /* ---- the rig ---- */

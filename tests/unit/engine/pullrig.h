@@ -10,6 +10,7 @@
 #define PULLRIG_H
 
 #include <pthread.h>
+#include "address.h"
 #include "puller.h"
 
 #define LANES 2 /* of the background */
@@ -28,6 +29,8 @@ struct rig {
 	bool tcp;
 	/* the connection */
 	struct lm_transport *source, *dest; /* dest: the decorator */
+	struct lm_transport_params params; /* of both, but for side and ram */
+	char address[LM_ADDRESS_MAX];
 	struct lm_pool *answerers;
 	_Atomic bool stop_answering;
 	_Atomic unsigned fetches, die_at; /* the die_at-th fetch of a connection fails, and those after it; 0: none */
@@ -69,6 +72,8 @@ void rig_serve(struct rig *g);
 /* A connection comes, and goes. */
 void rig_up(struct rig *g);
 void rig_down(struct rig *g);
+/* A lane that has died, over TCP, is opened again and fetches from here on. */
+void rig_lane_back(struct rig *g, unsigned lane);
 /* Until nothing is missing. */
 bool rig_await_all(struct rig *g, unsigned seconds);
 /* Every page is as it was at the source, or as the guest has changed it since it saw it. */

@@ -90,7 +90,8 @@ static void lie_from_destination(struct pair *p, const struct lm_event *e)
 {
 	static const struct { enum lm_msg_type type; size_t len; } lies[] = {
 		{ LM_MSG_MISSING, 3 }, { LM_MSG_MISSING, sizeof(struct lm_wire_missing) + 1 }, { LM_MSG_PREPARED, 0 },
-		{ LM_MSG_POSTCOPY_OPENED, 100 }, { LM_MSG_LOADED, 16 },
+		{ LM_MSG_POSTCOPY_OPENED, 100 }, { LM_MSG_LOADED, 16 }, { LM_MSG_LANE_OPEN, 3 },
+		{ LM_MSG_LANE_OPEN, sizeof(struct lm_wire_lane_open) + 1 },
 	};
 
 	if (e->type != LM_EVENT_POSTCOPY || !e->u.postcopy.missing_pages || p->count == sizeof(lies) / sizeof(lies[0]))

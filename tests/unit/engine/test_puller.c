@@ -150,6 +150,88 @@ static void a_lane_that_dies_is_told_of_and_the_rest_goes_on(void **state)
 	}
 }
 
+struct one_touch {
+	struct rig *g;
+	uint64_t page;
+	pthread_t thread;
+	bool shown;
+};
+
+static void *one_touch_main(void *arg)
+{
+	struct one_touch *t = arg;
+
+	t->shown = rig_touch(t->g, 0, t->page);
+	return NULL;
+}
+
+static bool await_failed(struct rig *g, unsigned lanes)
+{
+	for (unsigned i = 0; i < 5000 && atomic_load(&g->p.failed) != lanes; i++)
+		unit_sleep_ms(1);
+	return atomic_load(&g->p.failed) == lanes;
+}
+
+/* One after the other dies and comes back; in the end the one that was first has to bring all of the rest alone. */
+static void a_lane_of_the_background_that_comes_back_fetches_again(void **state)
+{
+	struct rig *g = rig_new(true);
+	uint64_t missing;
+
+	(void)state;
+	g->p.throttle.max_bytes_per_s = 8u << 20;
+	rig_serve(g);
+	rig_up(g);
+	lm_puller_background(&g->p);
+	for (unsigned lane = 0; lane < LANES; lane++) {
+		atomic_store(&g->die_lanes, 1u << lane);
+		atomic_store(&g->die_at, 1);
+		assert_true(await_failed(g, 1u << lane));
+		atomic_store(&g->die_at, 0);
+		rig_lane_back(g, lane);
+		assert_int_equal(atomic_load(&g->p.failed), 0);
+	}
+	atomic_store(&g->die_lanes, 1u << (LANES - 1));
+	atomic_store(&g->die_at, 1);
+	assert_true(await_failed(g, 1u << (LANES - 1)));
+	missing = lm_puller_missing(&g->p);
+	assert_true(missing > 100);
+	assert_true(rig_await_all(g, 20));
+	assert_false(atomic_load(&g->p.lost));
+	rig_down(g);
+	rig_assert_all_right(g);
+	rig_free(g);
+}
+
+/* There is no background: who waits is served by that lane, or not at all. */
+static void the_lane_for_faults_that_comes_back_serves_them_again(void **state)
+{
+	struct rig *g = rig_new(true);
+
+	(void)state;
+	rig_serve(g);
+	rig_up(g);
+	assert_true(rig_touch(g, 0, 1000));
+	for (unsigned i = 0; i < 3; i++) {
+		struct one_touch t = { .g = g, .page = 1500 + 300 * i };
+
+		atomic_store(&g->die_lanes, 1u << LANES);
+		atomic_store(&g->die_at, 1);
+		pthread_create(&t.thread, NULL, one_touch_main, &t);
+		assert_true(await_failed(g, 1u << LANES));
+		atomic_store(&g->die_at, 0);
+		rig_lane_back(g, LANES);
+		pthread_join(t.thread, NULL);
+		assert_true(t.shown);
+		assert_true(rig_touch(g, 0, 3000 + 200 * i));
+	}
+	lm_puller_background(&g->p);
+	assert_true(rig_await_all(g, 20));
+	rig_down(g);
+	rig_assert_all_right(g);
+	rig_free(g);
+}
+
 /* Lane 0 has runs under way when it dies: who fetches them meanwhile? */
 static unsigned fetched_too_early(void)
 {
@@ -203,21 +285,6 @@ static void when_no_lane_of_the_background_is_left_the_connection_is_lost(void *
 	assert_true(rig_await_all(g, 10));
 	rig_assert_all_right(g);
 	rig_free(g);
-}
-
-struct one_touch {
-	struct rig *g;
-	uint64_t page;
-	pthread_t thread;
-	bool shown;
-};
-
-static void *one_touch_main(void *arg)
-{
-	struct one_touch *t = arg;
-
-	t->shown = rig_touch(t->g, 0, t->page);
-	return NULL;
 }
 
 /* Pages far from each other, and a cap that lets the background have a run a second. */
@@ -393,6 +460,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(lanes_that_die_cost_no_page_in_process),
 		cmocka_unit_test(lanes_that_die_cost_no_page_over_tcp),
 		cmocka_unit_test(a_lane_that_dies_is_told_of_and_the_rest_goes_on),
+		cmocka_unit_test(a_lane_of_the_background_that_comes_back_fetches_again),
+		cmocka_unit_test(the_lane_for_faults_that_comes_back_serves_them_again),
 		cmocka_unit_test(without_the_fence_pages_are_fetched_that_a_dead_lane_may_still_place),
 		cmocka_unit_test(when_no_lane_of_the_background_is_left_the_connection_is_lost),
 		cmocka_unit_test(without_the_lane_for_faults_the_others_serve_them_first),
