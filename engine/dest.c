@@ -17,8 +17,6 @@
 #include "session.h"
 #include "testhook.h"
 
-/* A stranger on our port has so long to say HELLO. */
-#define HELLO_TIMEOUT_NS (2 * LM_NS_PER_S)
 /* Device state that --verify holds back, bytes. */
 #define HELD_START (1u << 20)
 #define HELD_MAX   (1u << 30)
@@ -393,7 +391,7 @@ int lm_dest_accept(struct lm_session *s, int64_t deadline, struct lm_error *err)
 			lm_stream_close(stream);
 			return r;
 		}
-		r = lm_control_hello(&s->control, lm_deadline_after(HELLO_TIMEOUT_NS), software, &e);
+		r = lm_control_hello(&s->control, lm_deadline_after(LM_HELLO_TIMEOUT_NS), software, &e);
 		if (!r)
 			return lm_stream_set_peer_timeout(stream, s->opt.peer_timeout_ns, err);
 		if (r == -EPROTONOSUPPORT) {

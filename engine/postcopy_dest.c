@@ -309,7 +309,8 @@ static int hear_recover(struct lm_session *s, struct lm_error *err)
 {
 	struct lm_wire_recover recover;
 	struct lm_msg msg;
-	int r = lm_control_expect(&s->control, LM_MSG_RECOVER, &msg, lm_session_peer_deadline(s), err);
+	int64_t deadline = lm_deadline_min(lm_session_peer_deadline(s), lm_deadline_after(LM_HELLO_TIMEOUT_NS));
+	int r = lm_control_expect(&s->control, LM_MSG_RECOVER, &msg, deadline, err);
 
 	if (!r)
 		r = lm_wire_get_fixed(msg.payload, msg.len, "RECOVER: length", &recover, sizeof(recover), err);

@@ -158,14 +158,46 @@ static void *strangers_main(void *arg)
 	return NULL;
 }
 
+/* It says HELLO and no more, and stays. */
+static void *silent_stranger_main(void *arg)
+{
+	struct pair *p = arg;
+	int fd = netrelay_connect(p->relay->target);
+
+	hello_as(fd, LM_WIRE_VERSION, LM_WIRE_COMPAT);
+	atomic_store(&p->relay->refuses, false);
+	unit_sleep_ms(6000);
+	close(fd);
+	return NULL;
+}
+
+static void *(*strangers)(void *) = strangers_main;
+
 static void let_strangers_in(struct pair *p, const struct lm_event *e)
 {
 	if (e->type != LM_EVENT_POSTCOPY || !e->u.postcopy.missing_pages || p->count++)
 		return;
 	atomic_store(&p->relay->refuses, true);
 	netrelay_cut(p->relay);
-	pthread_create(&p->helper, NULL, strangers_main, p);
+	pthread_create(&p->helper, NULL, strangers, p);
 	p->has_helper = true;
+}
+
+/* Longer than the source looks for us would be too long. */
+static void a_stranger_who_says_no_more_than_hello_is_not_waited_for(void **state)
+{
+	struct pair *p = pair_slow();
+
+	(void)state;
+	strangers = silent_stranger_main;
+	p->dst_opt.peer_timeout_ns = 30 * LM_NS_PER_S;
+	p->src_opt.recover_timeout_ns = 5 * LM_NS_PER_S;
+	p->on_dst = let_strangers_in;
+	pair_run(p);
+	strangers = strangers_main;
+	pair_assert_postcopied(p);
+	assert_int_equal(p->dst_sum.postcopy.recoveries, 1);
+	pair_free(p);
 }
 
 static void strangers_do_not_end_the_wait_for_the_source(void **state)
@@ -187,6 +219,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_source_that_lies_in_postcopy_is_sent_away_and_taken_back),
 		cmocka_unit_test(a_destination_that_lies_in_postcopy_is_looked_for_anew),
 		cmocka_unit_test(strangers_do_not_end_the_wait_for_the_source),
+		cmocka_unit_test(a_stranger_who_says_no_more_than_hello_is_not_waited_for),
 	};
 
 	return pair_main(argc, argv, tests);
