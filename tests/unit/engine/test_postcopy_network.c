@@ -122,7 +122,7 @@ static struct pair *pair_that_loses_lanes(bool cannot)
 	p = pair_new(&c);
 	memset(&lanes, 0, sizeof(lanes));
 	lanes.cannot = cannot;
-	p->src_opt.max_bandwidth_bytes_per_s = 2u << 20;
+	p->src_opt.max_bandwidth_bytes_per_s = 1u << 20;
 	p->nap_every = 1;
 	p->nap_ms = 100;
 	p->on_src = note_src;
