@@ -19,11 +19,11 @@
 #include "vm.h"
 
 /* Deadlines of steps that take milliseconds when all is well. */
-/* A stranger on the destination's port has so long to say HELLO, and in a post-copy to say RECOVER after it. */
-#define LM_HELLO_TIMEOUT_NS   (2 * LM_NS_PER_S)
 #define LM_CONNECT_TIMEOUT_NS (10 * LM_NS_PER_S)
 #define LM_ABORT_TIMEOUT_NS   (1 * LM_NS_PER_S)
 #define LM_RESUME_TIMEOUT_NS  (10 * LM_NS_PER_S)
+/* A stranger on the destination's port has so long to say HELLO, and in a post-copy to say RECOVER after it. */
+#define LM_HELLO_TIMEOUT_NS   (2 * LM_NS_PER_S)
 
 struct lm_source {
 	struct lm_dirty *tracker;

@@ -176,10 +176,9 @@ static bool await_failed(struct rig *g, unsigned lanes)
 static void a_lane_of_the_background_that_comes_back_fetches_again(void **state)
 {
 	struct rig *g = rig_new(true);
-	uint64_t missing;
 
 	(void)state;
-	g->p.throttle.max_bytes_per_s = 8u << 20;
+	g->p.throttle.max_bytes_per_s = 4u << 20; /* pages are missing still when the last lane has died */
 	rig_serve(g);
 	rig_up(g);
 	lm_puller_background(&g->p);
@@ -194,8 +193,7 @@ static void a_lane_of_the_background_that_comes_back_fetches_again(void **state)
 	atomic_store(&g->die_lanes, 1u << (LANES - 1));
 	atomic_store(&g->die_at, 1);
 	assert_true(await_failed(g, 1u << (LANES - 1)));
-	missing = lm_puller_missing(&g->p);
-	assert_true(missing > 100);
+	assert_true(lm_puller_missing(&g->p) > 100);
 	assert_true(rig_await_all(g, 20));
 	assert_false(atomic_load(&g->p.lost));
 	rig_down(g);
