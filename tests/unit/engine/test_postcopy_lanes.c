@@ -37,8 +37,18 @@ static void lose_lanes(struct pair *p, const struct lm_event *e)
 		lm_transport_shut(p->dst->pull.transport, 1);
 }
 
+/* Asks for a lane that nobody waits for: the source is at it still when the destination, which has lost it, asks. */
+static void ask_in_vain(struct pair *p, const struct lm_event *e)
+{
+	const struct lm_wire_lane_open open = { .lane = lm_le32(0) };
+
+	note_lane(LM_DEST, e);
+	if (e->type == LM_EVENT_POSTCOPY && e->u.postcopy.missing_pages && !p->count++)
+		lm_control_send(&p->dst->control, LM_MSG_LANE_OPEN, &open, sizeof(open), lm_deadline_after(LM_NS_PER_S), NULL);
+}
+
 /* Under a cap a lane carries one run at a time, and the runs of this guest are small: it takes seconds. */
-static struct pair *pair_that_loses_lanes(bool cannot, unsigned mib)
+static struct pair *run(void (*on_dst)(struct pair *p, const struct lm_event *e), bool cannot, unsigned mib)
 {
 	struct fakevm_config c = pair_small;
 	struct pair *p;
@@ -51,11 +61,25 @@ static struct pair *pair_that_loses_lanes(bool cannot, unsigned mib)
 	p->nap_every = 1;
 	p->nap_ms = 100;
 	p->on_src = note_src;
-	p->on_dst = lose_lanes;
+	p->on_dst = on_dst;
 	pair_run(p);
 	pair_assert_postcopied(p);
 	assert_int_equal(p->dst_sum.postcopy.recoveries, 0);
 	return p;
+}
+
+static struct pair *pair_that_loses_lanes(bool cannot, unsigned mib)
+{
+	return run(lose_lanes, cannot, mib);
+}
+
+static void an_attempt_makes_room_for_the_next(void **state)
+{
+	(void)state;
+	pair_free(run(ask_in_vain, false, 5));
+	assert_int_equal(lanes.lost[LM_DEST], 1);
+	assert_int_equal(lanes.back[LM_DEST], 1);
+	assert_int_equal(lanes.back[LM_SOURCE], 1);
 }
 
 static void lanes_that_are_lost_come_back_while_the_others_go_on(void **state)
@@ -93,6 +117,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(lanes_that_are_lost_come_back_while_the_others_go_on),
+		cmocka_unit_test(an_attempt_makes_room_for_the_next),
 		cmocka_unit_test(a_source_that_cannot_is_not_asked_for_lanes),
 		cmocka_unit_test(without_the_fence_a_lane_stays_out),
 	};
