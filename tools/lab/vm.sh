@@ -76,13 +76,15 @@ vm_kernel_words()
 {
 	local words=(console=ttyS0 panic=-1 quiet nokaslr mitigations=off apparmor=0 audit=0 tsc=reliable
 		no_timer_check 8250.nr_uarts=1 i8042.noaux i8042.nokbd cryptomgr.notests
-		rcupdate.rcu_expedited=1 random.trust_cpu=on)
+		rcupdate.rcu_expedited=1 random.trust_cpu=on no5lvl nosmap cgroup_disable=memory psi=0
+		init_on_alloc=0 hardened_usercopy=off randomize_kstack_offset=off)
 
 	# With both CPUs from the start the kernel now and then dies in an int3.
 	[ "$opt_cpus" = 1 ] || words+=(maxcpus=1)
 	# With KVM the emulated CPU now and then misses the interrupt of its timer.  Of one that is set anew
 	# each time there is never another, and the VM is idle for ever; one that goes on makes up for it.
-	[[ ,$opt_with, != *,kvm,* ]] || words+=(nohz=off highres=off)
+	# Without KVM it saves a quarter of the emulator's work, where time need not be finer than 4 ms.
+	[[ ${LAB_TIMERS-} != coarse && ,$opt_with, != *,kvm,* ]] || words+=(nohz=off highres=off)
 	echo "${words[*]}"
 }
 
@@ -103,11 +105,12 @@ vm_command_line()
 {
 	local threads=multi
 
+	# Without erms, fsrm: `rep movsb`, which is emulated byte by byte, is not what copies memory then.
 	# KVM patches the kernel's code while it runs; two CPUs that are emulated in parallel
 	# now and then take that for a breakpoint and die (so they may at boot, see above).
 	[[ $opt_cpus,$opt_with, != 2,*kvm,* ]] || threads=single
 	vm_words=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
-		-M q35 -accel "tcg,thread=$threads,tb-size=256" -cpu max -smp "$opt_cpus" -m "$opt_memory"
+		-M q35 -accel "tcg,thread=$threads,tb-size=256" -cpu max,erms=off,fsrm=off -smp "$opt_cpus" -m "$opt_memory"
 		-kernel "$lab/vm/vmlinux" -initrd "$lab/vm/initramfs.cpio" -append "$(vm_kernel_words)")
 	[[ ,$opt_with, != *,numa,* ]] || vm_numa_words
 	vm_share host / ,readonly=on
