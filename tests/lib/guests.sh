@@ -45,12 +45,18 @@ qemu()
 		-serial "file:$dir/console-$side"
 }
 
-# said FILE TEXT: without a process, for it is asked often (pause in lib.sh)
+# said FILE TEXT: without a process, for it is asked often (pause in lib.sh).  What follows a NUL in a line is not seen.
 said()
 {
 	local lines
 
 	{ mapfile -t lines <"$1"; } 2>/dev/null && [[ ${lines[*]} == *"$2"* ]]
+}
+
+# harmed FILE: the guest has found memory that is not right, anywhere in what it said
+harmed()
+{
+	grep -aq 'BAD page' "$1"
 }
 
 # ticks FILE: how often the guest has said that it lives
@@ -141,7 +147,7 @@ runs_at_destination()
 
 	before=$(ticks "$dir/serial-b")
 	sleep 2
-	[ "$(ticks "$dir/serial-b")" -gt "$before" ] && ! said "$dir/serial-b" 'BAD page'
+	[ "$(ticks "$dir/serial-b")" -gt "$before" ] && ! harmed "$dir/serial-b"
 }
 
 runs_at_source()
@@ -150,13 +156,13 @@ runs_at_source()
 
 	before=$(ticks "$dir/serial-a")
 	sleep 2
-	[ "$(ticks "$dir/serial-a")" -gt "$before" ] && ! said "$dir/serial-a" 'BAD page'
+	[ "$(ticks "$dir/serial-a")" -gt "$before" ] && ! harmed "$dir/serial-a"
 }
 
-# when PATTERN COMMAND...: as soon as the source says so
+# when TEXT COMMAND...: as soon as the source says so
 when()
 {
-	local pattern=$1
+	local text=$1
 	shift
-	(eventually 60 said "$dir/send" "$pattern" && "$@") &
+	(eventually 60 said "$dir/send" "$text" && "$@") &
 }
