@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "lock_contract.h"
 
 #define ROUNDS 100

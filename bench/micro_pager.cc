@@ -20,7 +20,7 @@
 #include <vector>
 
 extern "C" {
-#include "uffd_pager.h"
+#include "kvm-glue/uffd_pager.h"
 }
 
 namespace {

@@ -21,7 +21,7 @@
 #include <memory>
 
 extern "C" {
-#include "uffd_wp.h"
+#include "kvm-glue/uffd_wp.h"
 }
 
 namespace {

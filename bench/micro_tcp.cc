@@ -25,8 +25,9 @@
 #include <thread>
 #include <vector>
 extern "C" {
-#include "clock.h"
-#include "transport.h"
+#include "engine/tcp/tcp_transport.h"
+#include "engine/base/clock.h"
+#include "engine/transport/transport.h"
 }
 
 namespace {

@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
-#include "zero.h"
+#include "engine/base/zero.h"
 
 namespace {
 

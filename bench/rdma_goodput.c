@@ -25,8 +25,9 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "clock.h"
-#include "transport.h"
+#include "rdma/rdma_transport.h"
+#include "engine/base/clock.h"
+#include "engine/transport/transport.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define RUN MIB

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
 #include <string.h>
-#include "wire.h"
+#include "engine/control/wire.h"
 #include "wire_cases.h"
 
 #define EXTENTS LM_WIRE_EXTENTS_MAX

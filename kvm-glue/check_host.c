@@ -10,9 +10,9 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
-#include "cleanup.h"
-#include "memlock.h"
-#include "region.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/memlock.h"
+#include "engine/base/region.h"
 #include "uapi.h"
 
 /* Fills status, found and advice (preset: OK, ""). */

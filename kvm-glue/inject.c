@@ -16,7 +16,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "inject_priv.h"
 #include "maps.h"
 

@@ -11,7 +11,7 @@
 #define LM_INJECT_H
 
 #include <sys/types.h>
-#include "error.h"
+#include "engine/base/error.h"
 
 #define LM_INJECT_MAX 8
 

@@ -3,7 +3,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include <sys/sysmacros.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "maps.h"
 
 #define MAPS_DELETED " (deleted)"

@@ -4,7 +4,7 @@
 #define LM_MAPS_H
 
 #include <sys/types.h>
-#include "error.h"
+#include "engine/base/error.h"
 
 struct lm_map {
 	uint64_t start, end; /* addresses, [start, end) */

@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "qemu_priv.h"
 #include "uffd_wp.h"
 

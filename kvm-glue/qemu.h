@@ -4,8 +4,8 @@
 #define LM_QEMU_H
 
 #include <sys/types.h>
-#include "vm.h"
-#include "transport.h" /* enum lm_side */
+#include "engine/vm/vm.h"
+#include "engine/transport/transport.h" /* enum lm_side */
 
 struct lm_qemu_options {
 	const char *qmp;       /* path of the QMP socket */

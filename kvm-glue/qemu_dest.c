@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination: load the device state into a QEMU that waits, and run the guest. */
 #include <string.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "qemu_priv.h"
 
 static struct json_object *incoming_args(const struct qemu *q)

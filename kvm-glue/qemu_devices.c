@@ -2,7 +2,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "qemu_priv.h"
 
 /* QOM shows a child's type as "child<TYPE>". */

@@ -10,7 +10,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "qemu_priv.h"
 #include "uffd_pager.h"
 

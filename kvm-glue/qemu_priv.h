@@ -4,7 +4,7 @@
 #define LM_QEMU_PRIV_H
 
 #include <sys/types.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "qemu.h"
 #include "qmp.h"
 

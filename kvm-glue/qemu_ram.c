@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "maps.h"
 #include "qemu_priv.h"
 

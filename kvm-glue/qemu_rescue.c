@@ -8,9 +8,9 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include "cleanup.h"
-#include "locks.h"
-#include "pcstate.h"
+#include "engine/base/cleanup.h"
+#include "engine/lock/locks.h"
+#include "engine/postcopy/state.h"
 #include "qemu_priv.h"
 
 #define QEMU_QUIT_NS (3 * LM_NS_PER_S) /* for the way out: disks are flushed */

@@ -7,8 +7,8 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
-#include "cleanup.h"
-#include "memlock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/memlock.h"
 #include "qemu_priv.h"
 
 struct rule {

@@ -3,7 +3,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "qemu_priv.h"
 
 /*

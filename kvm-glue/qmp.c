@@ -15,8 +15,8 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
-#include "cleanup.h"
-#include "clock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
 #include "qmp.h"
 #include "qmp_priv.h"
 

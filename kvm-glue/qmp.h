@@ -16,7 +16,7 @@
 #define LM_QMP_H
 
 #include <sys/types.h>
-#include "error.h"
+#include "engine/base/error.h"
 #include "js.h"
 
 #define LM_QMP_LINE_MAX (UINT64_C(64) << 20) /* a longer answer is an error */

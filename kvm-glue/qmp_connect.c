@@ -5,8 +5,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include "cleanup.h"
-#include "clock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
 #include "qmp_priv.h"
 
 static int path_check(const char *path, struct lm_error *err)

@@ -2,7 +2,7 @@
 /* Processes besides QEMU that can write to guest RAM: their writes would not be seen. */
 #include <dirent.h>
 #include <string.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "maps.h"
 #include "qemu_priv.h"
 

@@ -25,9 +25,9 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "inject.h"
-#include "testhook.h"
+#include "engine/base/testhook.h"
 #include "uapi.h"
 #include "uffd_pager_priv.h"
 

@@ -4,7 +4,7 @@
 #define LM_UFFD_PAGER_H
 
 #include <sys/types.h>
-#include "pager.h"
+#include "engine/vm/pager.h"
 
 /*
  * A pager for what process pid sees of ram (vm_addr, size, page_size, file_offset;

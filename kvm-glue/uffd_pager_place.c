@@ -11,7 +11,7 @@
  */
 #include <fcntl.h>
 #include <sched.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "uapi.h"
 #include "uffd_pager_priv.h"
 

@@ -25,7 +25,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "inject.h"
 #include "uapi.h"
 #include "uffd_wp.h"

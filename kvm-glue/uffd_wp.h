@@ -4,7 +4,7 @@
 #define LM_UFFD_WP_H
 
 #include <sys/types.h>
-#include "dirty.h"
+#include "engine/vm/dirty.h"
 
 /*
  * A tracker of the writes that process pid makes through its mapping of ram

@@ -4,7 +4,7 @@
  * Strangers are told apart by the token in the private data of their request, before
  * anything is made for them.
  */
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "cm.h"
 
 #define BACKLOG 128

@@ -8,7 +8,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "cm.h"
 
 #define READS_MAX 16

@@ -4,7 +4,7 @@
  * until it is connected or none is left.
  */
 #include <string.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "cm.h"
 
 #define RESOLVE_MS 2000

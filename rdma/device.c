@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "rdma.h"
-#include "thread.h"
+#include "engine/base/thread.h"
 
 #define RXE_VENDOR 0xffffff
 

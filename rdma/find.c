@@ -4,7 +4,7 @@
 #include <net/if.h>
 #include <stdlib.h>
 #include <string.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "rdma.h"
 
 /* Lanes times Gb/s, as the enumerations of the InfiniBand specification say. */

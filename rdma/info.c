@@ -4,10 +4,10 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include "address.h"
-#include "cleanup.h"
-#include "clock.h"
-#include "memlock.h"
+#include "engine/net/address.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
+#include "engine/base/memlock.h"
 #include "rdma.h"
 
 #define ROUTE_NS (2 * LM_NS_PER_S)

@@ -10,8 +10,8 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <time.h>
-#include "cleanup.h"
-#include "clock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
 #include "rdma.h"
 
 #define BUFFERS_SIZE (2 * RDMA_NRECV * RDMA_MSG_SIZE)

@@ -10,9 +10,9 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "rdma.h"
-#include "thread.h"
+#include "engine/base/thread.h"
 
 /* Extents of one call; what lies behind them the device looks up when it needs it. */
 #define PREFETCH_EXTENTS 32

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "rdma.h"
-#include "zero.h"
+#include "engine/base/zero.h"
 
 #define SCRATCH_SIZE (16 * LM_PAGE_SIZE)
 

@@ -3,7 +3,7 @@
 #ifndef LM_RDMA_PLAN_H
 #define LM_RDMA_PLAN_H
 
-#include "transport.h"
+#include "engine/transport/transport.h"
 
 enum rd_mode {
 	RDMA_MODE_ALL,   /* everything, pinned, before the copy */

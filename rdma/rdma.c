@@ -5,9 +5,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "cleanup.h"
-#include "memlock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/memlock.h"
 #include "rdma.h"
+#include "rdma_transport.h"
 
 static struct rdma *rd_of(struct lm_transport *t)
 {
@@ -439,3 +440,8 @@ struct lm_transport *lm_transport_rdma_new(void)
 	t->base.ops = &rd_ops;
 	return &t->base;
 }
+
+const struct lm_transport_info lm_transport_rdma = {
+	"rdma", "RDMA WRITE from guest memory to guest memory; InfiniBand, RoCE, iWARP", lm_transport_rdma_new,
+	lm_rdma_usable, lm_rdma_check,
+};

@@ -398,4 +398,8 @@ int rd_peer_answer(struct rd_lane *l, struct lm_error *err);
 /* place.c */
 int rd_place_zero(struct rd_lane *l, const struct lm_run *run, struct lm_error *err);
 
+/* info.c: lm_transport_info.usable and .check */
+bool lm_rdma_usable(const char *peer, const char *const *rails, unsigned nrails, char *ret_why, size_t size);
+void lm_rdma_check(lm_check_fn *fn, void *opaque);
+
 #endif

@@ -27,8 +27,8 @@
 #ifndef LM_RDMA_WIRE_H
 #define LM_RDMA_WIRE_H
 
-#include "le.h"
-#include "transport.h"
+#include "engine/base/le.h"
+#include "engine/transport/transport.h"
 
 #define RDMA_VERSION 1
 #define RDMA_ENDPOINT_MAGIC UINT64_C(0x31646e652d726d6c) /* "lmr-end1" */

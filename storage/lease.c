@@ -20,10 +20,10 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
-#include "cleanup.h"
-#include "clock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
 #include "lease_state.h"
-#include "testhook.h"
+#include "engine/base/testhook.h"
 
 #define ACQUIRE_PATIENCE_NS (200 * LM_NS_PER_MS) /* somebody may just be releasing or looking */
 #define LOOK_EVERY_NS (5 * LM_NS_PER_MS)         /* while take waits: whether that still makes sense */

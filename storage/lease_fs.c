@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "lease_record.h"
 
 #define OPTIONS_MAX 2048

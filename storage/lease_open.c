@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include "backends.h"
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "lease_state.h"
 
 #define OPEN_FLAGS (O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_DSYNC)

@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
-#include "cleanup.h"
-#include "le.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/le.h"
 #include "lease_record.h"
 
 #define READ_TRIES 5 /* without the lock: somebody may just be writing */

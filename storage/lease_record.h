@@ -6,7 +6,7 @@
 #ifndef LM_LEASE_RECORD_H
 #define LM_LEASE_RECORD_H
 
-#include "lock.h"
+#include "engine/lock/lock.h"
 
 #define LEASE_SIZE 4096
 #define LEASE_LOCK_AT LEASE_SIZE /* the locked byte: behind the record, which others may always read */

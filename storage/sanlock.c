@@ -23,9 +23,9 @@
 #include <sanlock_resource.h>
 #include <sanlock_rv.h>
 #include "backends.h"
-#include "cleanup.h"
-#include "clock.h"
-#include "testhook.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
+#include "engine/base/testhook.h"
 
 #define RETRY_US 2000
 #define TRIES 20

@@ -8,9 +8,9 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/random.h>
-#include "cleanup.h"
-#include "clock.h"
-#include "lock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
+#include "engine/lock/lock.h"
 #include "scsi_path.h"
 
 #define CONNECT_NS (3 * LM_NS_PER_S) /* a portal that does not answer must not use up all of the time */

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <xxhash.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "scsi_path.h"
 
 #define ATTENTIONS_MAX 100  /* unit attentions in a row: one per event and nexus is queued */

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "error.h"
+#include "engine/base/error.h"
 
 #define LM_SCSI_PATHS_MAX 16
 #define LM_SCSI_PATH_NAME_MAX 128

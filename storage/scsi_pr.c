@@ -21,9 +21,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "scsi_state.h"
-#include "testhook.h"
+#include "engine/base/testhook.h"
 
 /* --- owning it --------------------------------------------------------------------- */
 

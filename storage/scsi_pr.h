@@ -3,7 +3,7 @@
 #ifndef LM_SCSI_PR_H
 #define LM_SCSI_PR_H
 
-#include "lock.h"
+#include "engine/lock/lock.h"
 #include "scsi_path.h"
 
 /*

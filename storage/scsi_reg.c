@@ -2,7 +2,7 @@
 /* scsi-pr: which paths work, and what is registered through them. */
 #include <string.h>
 #include "scsi_state.h"
-#include "testhook.h"
+#include "engine/base/testhook.h"
 
 /* --- paths ------------------------------------------------------------------------ */
 

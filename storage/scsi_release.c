@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* scsi-pr: to give the reservation up, or another host's. */
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "scsi_state.h"
-#include "testhook.h"
+#include "engine/base/testhook.h"
 
 /*
  * The reservation is ours, through a nexus of this handle.  One registration is left

@@ -19,8 +19,8 @@
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "cleanup.h"
-#include "clock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
 #include "scsi_sg.h"
 
 #define NO_ESCALATE 0x100 /* SG_SCSI_RESET_NO_ESCALATE: this unit, not its bus */

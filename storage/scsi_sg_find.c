@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "scsi_sg.h"
 
 /* The first entry of a folder. */

@@ -13,11 +13,11 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include "cleanup.h"
-#include "clock.h"
-#include "dirty.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
+#include "engine/vm/dirty.h"
 #include "dirty_contract_vm.h"
-#include "uffd_wp.h"
+#include "kvm-glue/uffd_wp.h"
 
 /* ---- trackers and kinds of memory ---- */
 

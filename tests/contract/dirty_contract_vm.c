@@ -7,9 +7,9 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "dirty_contract_vm.h"
-#include "region.h"
+#include "engine/base/region.h"
 
 #ifndef MFD_HUGE_2MB
 #define MFD_HUGE_2MB (21U << 26)

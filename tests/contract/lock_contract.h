@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 #include <cmocka.h>
-#include "lock.h"
+#include "engine/lock/lock.h"
 
 #define NHOSTS 3
 

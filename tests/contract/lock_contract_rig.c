@@ -6,8 +6,8 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include "cleanup.h"
-#include "clock.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
 #include "lock_contract.h"
 
 #define CALL_NS (20 * LM_NS_PER_S)

@@ -9,8 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "clock.h"
-#include "scsi_pr.h"
+#include "engine/base/clock.h"
+#include "storage/scsi_pr.h"
 #include "tgt.h"
 
 #define SKIP 77

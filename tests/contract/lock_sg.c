@@ -17,8 +17,8 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "clock.h"
-#include "scsi_pr.h"
+#include "engine/base/clock.h"
+#include "storage/scsi_pr.h"
 
 #define SKIP 77
 #define BLOCK 4096

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Persistent reservations of a real iSCSI target over two paths; writing is a real WRITE. */
 #include <errno.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "lock_contract.h"
-#include "scsi_pr.h"
+#include "storage/scsi_pr.h"
 #include "tgt.h"
 
 static bool scsi_start(char *why, size_t size)

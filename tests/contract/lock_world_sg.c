@@ -16,9 +16,9 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "lock_contract.h"
-#include "scsi_pr.h"
+#include "storage/scsi_pr.h"
 
 #define LINKS "/run/lock-disks"
 #define BLOCK 4096

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "engine/transport/registry.h"
 #include "transport_contract.h"
 #include "../lib/skip.h"
 

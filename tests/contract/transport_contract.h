@@ -21,8 +21,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#include "clock.h"
-#include "transport.h"
+#include "engine/base/clock.h"
+#include "engine/transport/transport.h"
 
 #define PAGE LM_PAGE_SIZE
 #define OLD_BYTE 0xc5

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The fault decorator does what it says: tests of other things rest on it. */
 #include <unistd.h>
+#include "engine/transport/registry.h"
 #include "transport_contract.h"
-#include "transport_fault.h"
+#include "engine/transport/fault.h"
 
 static const struct backend tcp = { .name = "tcp", .listen = "127.0.0.1:0" };
 static struct lm_error err;
@@ -259,11 +260,11 @@ static void the_environment_puts_the_fault_into_the_transport_by_name(void **sta
 
 	(void)state;
 	setenv("LM_TRANSPORT_FAULT", "after=1,action=cut", 1);
-	t = lm_transport_find("tcp")->make();
+	t = lm_transport_make(lm_transport_find("tcp"));
 	assert_string_equal(t->ops->name, "fault");
 	lm_transport_free(t);
 	unsetenv("LM_TRANSPORT_FAULT");
-	t = lm_transport_find("tcp")->make();
+	t = lm_transport_make(lm_transport_find("tcp"));
 	assert_string_equal(t->ops->name, "tcp");
 	lm_transport_free(t);
 	assert_null(lm_transport_find("pigeon"));

@@ -4,9 +4,11 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "stream.h"
+#include "engine/transport/registry.h"
+#include "engine/tcp/tcp_transport.h"
+#include "engine/net/stream.h"
 #include "transport_contract.h"
-#include "transport_fault.h"
+#include "engine/transport/fault.h"
 
 #define HUGE_SIZE (UINT64_C(2) << 20)
 /* A gibibyte over soft-RoCE on an emulated CPU takes half a minute, and much longer on a busy machine. */
@@ -160,8 +162,8 @@ void rig_make_transports(struct rig *rig)
 		return;
 	}
 	if (b->rdma) {
-		rig->src.t = lm_transport_find("rdma")->make();
-		rig->dst.t = lm_transport_find("rdma")->make();
+		rig->src.t = lm_transport_make(lm_transport_find("rdma"));
+		rig->dst.t = lm_transport_make(lm_transport_find("rdma"));
 		return;
 	}
 	if (lm_stream_listen(b->listen, false, &rig->listen_fd, rig->address, &err))

@@ -3,9 +3,9 @@
 #ifndef TRANSPORT_CONTRACT_TCP_H
 #define TRANSPORT_CONTRACT_TCP_H
 
-#include "stream.h"
+#include "engine/net/stream.h"
 #include "transport_contract.h"
-#include "transport_tcp_wire.h"
+#include "engine/tcp/wire.h"
 
 #define NREGION_PAGES 16
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "migrate_rdma.h"
+#include "engine/migrate_rdma.h"
 #include "rig.h"
 
 #define MOVES	50

@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "migrate_rdma.h"
+#include "engine/migrate_rdma.h"
 #include "rig.h"
 
 #define MAX_PAUSE_MS	1500

@@ -14,7 +14,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "wire.h"
+#include "engine/control/wire.h"
 #include "rig.h"
 
 #define BUF_SIZE	(64u << 10)

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "clock.h"
-#include "control.h"
+#include "engine/base/clock.h"
+#include "engine/control/control.h"
 #include "fuzz.h"
 
 static void send_script(int fd, const uint8_t *data, size_t size)

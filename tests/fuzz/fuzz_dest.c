@@ -14,12 +14,12 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "fakelock.h"
 #include "fakevm.h"
 #include "fuzz.h"
-#include "session.h"
-#include "transport_tcp_wire.h"
+#include "engine/session/session.h"
+#include "engine/tcp/wire.h"
 
 #define LANES_MAX 4
 #define FUZZ_LOCKED 2

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "fuzz.h"
-#include "image.h"
+#include "engine/image/image.h"
 
 #define FILE_MAX (1u << 16)
 

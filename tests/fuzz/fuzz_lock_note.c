@@ -3,7 +3,7 @@
 #include <assert.h>
 #include <string.h>
 #include "fuzz.h"
-#include "lock.h"
+#include "engine/lock/lock.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {

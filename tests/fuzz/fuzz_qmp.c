@@ -8,9 +8,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "fuzz.h"
-#include "qmp.h"
+#include "kvm-glue/qmp.h"
 
 static void serve(int fd, const uint8_t *data, size_t size)
 {

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "fuzz.h"
-#include "rdma.h"
+#include "rdma/rdma.h"
 
 #define PAGES 8
 #define GUARD 0x5a

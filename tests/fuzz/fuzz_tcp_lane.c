@@ -14,9 +14,10 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "cleanup.h"
+#include "engine/tcp/tcp_transport.h"
+#include "engine/base/cleanup.h"
 #include "fuzz.h"
-#include "transport_tcp.h"
+#include "engine/tcp/tcp.h"
 
 /* Bits 4 and 5 */
 enum role {

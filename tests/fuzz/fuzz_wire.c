@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "fuzz.h"
-#include "wire.h"
+#include "engine/control/wire.h"
 
 static struct lm_error err;
 

@@ -3,7 +3,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include "fuzz.h"
-#include "wire.h"
+#include "engine/control/wire.h"
 
 static void header_put(struct fuzz_message *m, uint64_t seq)
 {

@@ -6,7 +6,7 @@
 #include <poll.h>
 #include <time.h>
 #include <unistd.h>
-#include "rdma.h"
+#include "rdma/rdma.h"
 #include "transport_contract.h"
 
 #define MIB (UINT64_C(1) << 20)

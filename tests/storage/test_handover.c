@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "trip.h"
 #ifdef HAVE_LIBISCSI
 #include "tgt.h"

@@ -3,9 +3,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "engine/tcp/tcp_transport.h"
 #include "unit.h"
 #include "copyrig.h"
-#include "stream.h"
+#include "engine/net/stream.h"
 
 static const uint64_t region_pages[RIG_REGIONS] = { 1, 1025, 4096 };
 

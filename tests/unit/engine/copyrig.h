@@ -7,7 +7,7 @@
 #ifndef COPYRIG_H
 #define COPYRIG_H
 
-#include "copy.h"
+#include "engine/precopy/copy.h"
 
 #define RIG_REGIONS 3
 #define RIG_LANES 3

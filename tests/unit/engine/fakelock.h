@@ -8,7 +8,7 @@
 #define FAKELOCK_H
 
 #include <pthread.h>
-#include "lock.h"
+#include "engine/lock/lock.h"
 
 #define FAKELOCK_MAX 8
 #define FAKELOCK_LOG 4096

@@ -7,8 +7,8 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
-#include "clock.h"
-#include "cleanup.h"
+#include "engine/base/clock.h"
+#include "engine/base/cleanup.h"
 #include "fakevm.h"
 
 struct fakevm {

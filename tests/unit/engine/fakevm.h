@@ -8,7 +8,7 @@
 #define FAKEVM_H
 
 #include <stdatomic.h>
-#include "vm.h"
+#include "engine/vm/vm.h"
 
 #define FAKE_REGIONS_MAX 4
 #define FAKE_STATE_BYTES 100000 /* fits into a socket: nobody reads before state_wait */

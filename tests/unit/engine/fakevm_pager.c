@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../../kvm-glue/uapi.h"
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "fakevm.h"
 
 struct fake_pager {

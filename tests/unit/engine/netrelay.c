@@ -3,7 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "unit.h"
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "netrelay.h"
 
 struct pump {

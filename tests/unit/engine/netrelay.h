@@ -5,7 +5,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include "stream.h"
+#include "engine/net/stream.h"
 
 #define NETRELAY_CONNECTIONS 64
 

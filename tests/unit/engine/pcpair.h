@@ -11,7 +11,7 @@
 #include "unit.h"
 #include "fakevm.h"
 #include "netrelay.h"
-#include "session.h"
+#include "engine/session/session.h"
 
 #define VCPUS 4
 #define STAMP_AT (LM_PAGE_SIZE - 8)

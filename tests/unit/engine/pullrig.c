@@ -2,9 +2,10 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "engine/tcp/tcp_transport.h"
 #include "unit.h"
 #include "pullrig.h"
-#include "stream.h"
+#include "engine/net/stream.h"
 
 const uint64_t rig_pages[NREGIONS] = { PAGES_MAX, 700 };
 

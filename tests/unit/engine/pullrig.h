@@ -10,8 +10,8 @@
 #define PULLRIG_H
 
 #include <pthread.h>
-#include "address.h"
-#include "puller.h"
+#include "engine/net/address.h"
+#include "engine/postcopy/puller.h"
 
 #define LANES 2 /* of the background */
 #define NREGIONS 2

@@ -2,7 +2,7 @@
 /* Which page is missing, coming or whole: never claimed twice, never lost, and who waits is told. */
 #include <pthread.h>
 #include "unit.h"
-#include "arrival.h"
+#include "engine/postcopy/arrival.h"
 
 #define HUGE_UNIT 512
 #define NREGIONS 3

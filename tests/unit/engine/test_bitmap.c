@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Bitmaps against a model that keeps one byte per bit. */
 #include "unit.h"
-#include "bitmap.h"
+#include "engine/base/bitmap.h"
 
 static const uint64_t sizes[] = { 0, 1, 2, 63, 64, 65, 127, 128, 129, 1000 };
 #define NSIZES (sizeof(sizes) / sizeof(sizes[0]))

@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "unit.h"
-#include "control.h"
+#include "engine/control/control.h"
 
 struct ends {
 	struct lm_control a, b; /* b is closed when the test speaks for itself */

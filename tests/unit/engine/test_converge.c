@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* When pre-copy goes on, switches over, forces or gives up. */
 #include "unit.h"
-#include "converge.h"
-#include "region.h"
+#include "engine/precopy/converge.h"
+#include "engine/base/region.h"
 
 #define MS LM_NS_PER_MS
 

@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "fakelock.h"
-#include "guardian.h"
+#include "engine/switchover/guardian.h"
 #include "unit.h"
 
 #define NOTHING (-1)

@@ -8,7 +8,7 @@
 #include <sys/eventfd.h>
 #include "fakelock.h"
 #include "fakevm.h"
-#include "session.h"
+#include "engine/session/session.h"
 #include "unit.h"
 
 #define N 2

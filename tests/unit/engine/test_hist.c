@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Durations in buckets: how far a quantile is off at most, and what the extremes do. */
 #include "unit.h"
-#include "hist.h"
+#include "engine/base/hist.h"
 
 static struct lm_hist *hist_new(void)
 {

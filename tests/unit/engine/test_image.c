@@ -7,7 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "unit.h"
-#include "image.h"
+#include "engine/image/image.h"
 
 #define PAGES0 1000 /* the last chunk is not a whole one */
 #define PAGES1 128

@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include "unit.h"
 #include "fakevm.h"
-#include "session.h"
+#include "engine/session/session.h"
 
 struct pair {
 	struct fakevm_state *a, *b;

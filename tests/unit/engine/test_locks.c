@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A set of locks over storage that fails when told to: order, races, and what is given back. */
 #include "fakelock.h"
-#include "locks.h"
+#include "engine/lock/locks.h"
 #include "unit.h"
 
 #define N 3

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Lists of names of transports: which one is chosen, and that the peer's list is not believed. */
 #include "unit.h"
-#include "session.h"
+#include "engine/session/session.h"
 
 static struct lm_error err;
 

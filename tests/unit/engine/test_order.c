@@ -8,7 +8,7 @@
 #include <sys/eventfd.h>
 #include "unit.h"
 #include "fakevm.h"
-#include "session.h"
+#include "engine/session/session.h"
 
 #define PINNED 77 /* the page that the device fills */
 

@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "unit.h"
-#include "pcstate.h"
+#include "engine/postcopy/state.h"
 
 static struct lm_error err;
 static char runtime[] = "/tmp/migrate-rdma-unit-XXXXXX";

@@ -7,7 +7,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 #include "unit.h"
-#include "pool.h"
+#include "engine/base/pool.h"
 
 #define WORKERS 4
 

@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "unit.h"
-#include "pageset.h"
+#include "engine/base/pageset.h"
 
 #define HUGE (UINT64_C(2) << 20)
 

@@ -4,7 +4,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "unit.h"
-#include "relay.h"
+#include "engine/switchover/relay.h"
 
 struct rig {
 	struct lm_control source, dest;

@@ -11,10 +11,10 @@
 #include <sys/resource.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "fakevm.h"
 #include "netrelay.h"
-#include "session.h"
+#include "engine/session/session.h"
 
 struct pair {
 	struct fakevm_state *a, *b; /* source's and destination's VM */

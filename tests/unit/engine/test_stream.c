@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "clock.h"
-#include "stream.h"
+#include "engine/base/clock.h"
+#include "engine/net/stream.h"
 
 static struct lm_error err;
 

@@ -4,7 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "unit.h"
-#include "testhook.h"
+#include "engine/base/testhook.h"
 
 static struct lm_error err;
 

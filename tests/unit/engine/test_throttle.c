@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The bandwidth cap: who may wait pays for those who may not. */
 #include "unit.h"
-#include "clock.h"
-#include "throttle.h"
+#include "engine/base/clock.h"
+#include "engine/base/throttle.h"
 
 #define MIB (UINT64_C(1) << 20)
 

@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include "region.h"
-#include "zero.h"
+#include "engine/base/region.h"
+#include "engine/base/zero.h"
 
 #define PAGE LM_PAGE_SIZE
 

@@ -11,8 +11,8 @@
 #include <string.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "clock.h"
-#include "error.h"
+#include "engine/base/clock.h"
+#include "engine/base/error.h"
 
 /* The call must have succeeded; err is the struct it was given. */
 #define assert_ok(call, err)                                               \

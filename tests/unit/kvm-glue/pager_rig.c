@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "pager_rig.h"
 
 #ifndef MFD_HUGE_2MB

@@ -10,9 +10,9 @@
 #include <cmocka.h>
 #include <stdatomic.h>
 #include <pthread.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "pager_vm.h"
-#include "uffd_pager.h"
+#include "kvm-glue/uffd_pager.h"
 
 #define REGION_SIZE (UINT64_C(8) << 20)
 #define HUGEPAGES 8 /* that two regions need */

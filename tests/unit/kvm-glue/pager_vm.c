@@ -9,7 +9,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "pager_vm.h"
 
 static void futex_wait(_Atomic uint32_t *at, uint32_t seen, unsigned ms)

@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
-#include "cleanup.h"
+#include "engine/base/cleanup.h"
 #include "qmp_server.h"
 
 struct qmp_server srv = { .passed_fd = -1 };

@@ -6,8 +6,8 @@
 #include <cmocka.h>
 #include <string.h>
 #include <sys/socket.h>
-#include "cleanup.h"
-#include "qmp.h"
+#include "engine/base/cleanup.h"
+#include "kvm-glue/qmp.h"
 #include "stage_rig.h"
 
 struct rig_qemu src_qemu, dst_qemu;

@@ -5,9 +5,9 @@
 
 #include <stdatomic.h>
 #include <pthread.h>
-#include "clock.h"
-#include "js.h"
-#include "qemu.h"
+#include "engine/base/clock.h"
+#include "kvm-glue/js.h"
+#include "kvm-glue/qemu.h"
 #include "qemu_rig.h"
 
 #define LIMIT (5 * LM_NS_PER_S)

@@ -19,9 +19,9 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include "cleanup.h"
-#include "clock.h"
-#include "qemu_priv.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
+#include "kvm-glue/qemu_priv.h"
 #include "qemu_rig.h"
 #include "../../lib/skip.h"
 

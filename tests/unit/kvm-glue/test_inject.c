@@ -23,9 +23,9 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include "cleanup.h"
-#include "clock.h"
-#include "inject.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
+#include "kvm-glue/inject.h"
 
 /* A helper is forked for each, which an address sanitizer makes ten times as slow. */
 #ifdef __SANITIZE_ADDRESS__

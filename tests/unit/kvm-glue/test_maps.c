@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
-#include "maps.h"
+#include "kvm-glue/maps.h"
 
 #define DEV makedev(0, 0x1a)
 

@@ -8,10 +8,10 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include "inject.h"
+#include "kvm-glue/inject.h"
 #include "pager_rig.h"
-#include "qemu.h"
-#include "uffd_wp.h"
+#include "kvm-glue/qemu.h"
+#include "kvm-glue/uffd_wp.h"
 #include "../../lib/skip.h"
 
 static uint64_t per_unit(const struct world *w)

@@ -11,11 +11,11 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include "cleanup.h"
-#include "inject.h"
-#include "qmp.h"
+#include "engine/base/cleanup.h"
+#include "kvm-glue/inject.h"
+#include "kvm-glue/qmp.h"
 #include "stage_rig.h"
-#include "uffd_pager.h"
+#include "kvm-glue/uffd_pager.h"
 #include "../../lib/skip.h"
 
 #define NPAGES (UINT64_C(64) << 20 >> LM_PAGE_SHIFT) /* RIG_MEM */

@@ -13,9 +13,9 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include "cleanup.h"
-#include "clock.h"
-#include "qmp.h"
+#include "engine/base/cleanup.h"
+#include "engine/base/clock.h"
+#include "kvm-glue/qmp.h"
 #include "qmp_server.h"
 
 #define SOON (200 * LM_NS_PER_MS)

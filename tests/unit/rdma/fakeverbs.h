@@ -15,7 +15,7 @@
 #ifndef FAKEVERBS_H
 #define FAKEVERBS_H
 
-#include "rdma.h"
+#include "rdma/rdma.h"
 
 #define FAKE_DEVICES 12
 #define FAKE_GONE UINT32_MAX

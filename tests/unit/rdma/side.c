@@ -6,7 +6,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "clock.h"
+#include "rdma/rdma_transport.h"
+#include "engine/base/clock.h"
 #include "side.h"
 
 #define REQUESTS_MAX 100

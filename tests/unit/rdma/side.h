@@ -6,7 +6,7 @@
 #ifndef SIDE_H
 #define SIDE_H
 
-#include "cm.h"
+#include "rdma/cm.h"
 #include "fakeverbs.h"
 
 #define SIDE_REGION (UINT64_C(16) << 20) /* two chunks of 8 MiB */

@@ -7,7 +7,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "side.h"
 
 static struct lm_error err;

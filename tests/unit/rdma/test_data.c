@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <cmocka.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "side.h"
 
 static struct lm_error err;

@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <cmocka.h>
-#include "clock.h"
+#include "rdma/rdma.h"
+#include "engine/base/clock.h"
 #include "side.h"
 
 #define PEER "192.168.0.2:7777"

@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include "plan.h"
+#include "rdma/plan.h"
 
 #define GIB (UINT64_C(1) << 30)
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <cmocka.h>
-#include "rails.h"
+#include "rdma/rails.h"
 
 static struct lm_error err;
 

@@ -3,7 +3,7 @@
 #ifndef SCSI_DOUBLE_H
 #define SCSI_DOUBLE_H
 
-#include "scsi_path.h"
+#include "storage/scsi_path.h"
 
 #define UNIT_NEXUSES 64
 

@@ -13,8 +13,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
-#include "clock.h"
-#include "lock.h"
+#include "engine/base/clock.h"
+#include "engine/lock/lock.h"
 
 #define ok(call) do { struct lm_error err = { 0 }; int r_ = (call); if (r_) fail_msg("%d: %s", r_, err.msg); } while (0)
 

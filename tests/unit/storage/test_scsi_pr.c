@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
-#include "clock.h"
+#include "engine/base/clock.h"
 #include "scsi_double.h"
-#include "scsi_pr.h"
+#include "storage/scsi_pr.h"
 
 #define ok(call) do { struct lm_error err = { 0 }; int r_ = (call); if (r_) fail_msg("%d: %s", r_, err.msg); } while (0)
 
