@@ -105,6 +105,24 @@ void lm_bitmap_or(struct lm_bitmap *dst, const struct lm_bitmap *src)
 		dst->words[i] |= src->words[i];
 }
 
+void lm_bitmap_and(struct lm_bitmap *dst, const struct lm_bitmap *a, const struct lm_bitmap *b)
+{
+	for (uint64_t i = 0; i < lm_bitmap_nwords(dst->nbits); i++)
+		dst->words[i] = a->words[i] & b->words[i];
+}
+
+void lm_bitmap_and_not(struct lm_bitmap *dst, const struct lm_bitmap *a, const struct lm_bitmap *b)
+{
+	for (uint64_t i = 0; i < lm_bitmap_nwords(dst->nbits); i++)
+		dst->words[i] = a->words[i] & ~b->words[i];
+}
+
+void lm_bitmap_keep_either(struct lm_bitmap *dst, const struct lm_bitmap *a, const struct lm_bitmap *b)
+{
+	for (uint64_t i = 0; i < lm_bitmap_nwords(dst->nbits); i++)
+		dst->words[i] &= a->words[i] | b->words[i];
+}
+
 /* First bit in [from, end) whose value is `value`; end when there is none. */
 static uint64_t find_bit(const struct lm_bitmap *b, uint64_t from, uint64_t end, bool value)
 {

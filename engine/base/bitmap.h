@@ -48,8 +48,11 @@ void lm_bitmap_set_range(struct lm_bitmap *b, uint64_t first, uint64_t n);
 void lm_bitmap_clear_range(struct lm_bitmap *b, uint64_t first, uint64_t n);
 uint64_t lm_bitmap_count(const struct lm_bitmap *b);
 uint64_t lm_bitmap_count_range(const struct lm_bitmap *b, uint64_t first, uint64_t n);
-/* dst |= src; same size. */
-void lm_bitmap_or(struct lm_bitmap *dst, const struct lm_bitmap *src);
+/* All of the same size; dst may be one of the others. */
+void lm_bitmap_or(struct lm_bitmap *dst, const struct lm_bitmap *src);                                 /* dst |= src */
+void lm_bitmap_and(struct lm_bitmap *dst, const struct lm_bitmap *a, const struct lm_bitmap *b);       /* a & b */
+void lm_bitmap_and_not(struct lm_bitmap *dst, const struct lm_bitmap *a, const struct lm_bitmap *b);   /* a & ~b */
+void lm_bitmap_keep_either(struct lm_bitmap *dst, const struct lm_bitmap *a, const struct lm_bitmap *b); /* dst &= a | b */
 
 /*
  * Next run of set bits in [from, end): its first bit in *ret_first, its length

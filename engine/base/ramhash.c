@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
 #include <xxhash.h>
-#include "engine/session/session.h"
+#include "ramhash.h"
 #include "zero.h"
 
 /* Non-zero pages only, each with its place: a hole and a page of zeros hash alike. */

@@ -213,17 +213,39 @@ int lm_control_try_recv(struct lm_control *c, struct lm_msg *msg, struct lm_erro
 	return 0;
 }
 
-int lm_control_expect(struct lm_control *c, enum lm_msg_type type, struct lm_msg *msg,
-		      int64_t deadline_ns, struct lm_error *err)
+int lm_control_recv_patient(struct lm_control *c, struct lm_msg *msg, int64_t silence_ns, int64_t limit_ns,
+			    struct lm_error *err)
 {
-	int r = lm_control_recv(c, msg, deadline_ns, err);
+	int64_t begin = lm_now_ns(), heard;
+	int r;
 
+	do {
+		heard = c->last_heard_ns > begin ? c->last_heard_ns : begin;
+		r = lm_control_recv(c, msg, lm_deadline_min(heard + silence_ns, limit_ns), err);
+	} while (r == -ETIMEDOUT && c->last_heard_ns > heard && lm_now_ns() < limit_ns);
+	return r;
+}
+
+static int must_be(enum lm_msg_type type, int r, const struct lm_msg *msg, struct lm_error *err)
+{
 	if (r)
 		return r == -ETIMEDOUT ? lm_err_prefix(err, "waiting for %s", lm_msg_name(type)) : r;
 	if (msg->type != type)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent %s where %s was due",
 			      lm_msg_name(msg->type), lm_msg_name(type));
 	return 0;
+}
+
+int lm_control_expect(struct lm_control *c, enum lm_msg_type type, struct lm_msg *msg,
+		      int64_t deadline_ns, struct lm_error *err)
+{
+	return must_be(type, lm_control_recv(c, msg, deadline_ns, err), msg, err);
+}
+
+int lm_control_expect_patient(struct lm_control *c, enum lm_msg_type type, struct lm_msg *msg, int64_t silence_ns,
+			      int64_t limit_ns, struct lm_error *err)
+{
+	return must_be(type, lm_control_recv_patient(c, msg, silence_ns, limit_ns, err), msg, err);
 }
 
 int lm_control_hello(struct lm_control *c, int64_t deadline_ns, char software[static 32], struct lm_error *err)

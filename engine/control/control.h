@@ -55,6 +55,14 @@ int lm_control_recv(struct lm_control *c, struct lm_msg *msg, int64_t deadline_n
 /* The next message must be of this type. */
 int lm_control_expect(struct lm_control *c, enum lm_msg_type type, struct lm_msg *msg,
 		      int64_t deadline_ns, struct lm_error *err);
+/*
+ * The same two for a peer that may be busy (with its memory, its VM, its storage) and pings meanwhile: they
+ * wait while it gives a sign of life at least every silence_ns, at most until limit_ns.
+ */
+int lm_control_recv_patient(struct lm_control *c, struct lm_msg *msg, int64_t silence_ns, int64_t limit_ns,
+			    struct lm_error *err);
+int lm_control_expect_patient(struct lm_control *c, enum lm_msg_type type, struct lm_msg *msg, int64_t silence_ns,
+			      int64_t limit_ns, struct lm_error *err);
 /* Exchange HELLOs; both sides call it first. */
 int lm_control_hello(struct lm_control *c, int64_t deadline_ns, char software[static 32], struct lm_error *err);
 /* Handle what is there without waiting: 1 a message of interest is in *msg, 0 nothing, or an error. */

@@ -4,8 +4,8 @@
 #include <sys/eventfd.h>
 #include "engine/base/cleanup.h"
 #include "engine/base/clock.h"
-#include "engine/session/session.h"
 #include "engine/base/thread.h"
+#include "keepalive.h"
 
 #define INTERVAL_MS 1000
 #define SEND_TIMEOUT_NS (2 * LM_NS_PER_S)

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include "engine/base/cleanup.h"
-#include "session.h"
+#include "transport.h"
 
 #define QUEUE 512 /* runs that a lane takes; a power of two */
 

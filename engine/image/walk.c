@@ -14,7 +14,7 @@ static void fail(struct lm_image_walk *w, const struct lm_error *e)
 
 static uint64_t number_groups(struct lm_image_walk *w)
 {
-	const struct lm_ram *ram = &w->s->ram;
+	const struct lm_ram *ram = &w->c->ram;
 	uint64_t n = 0;
 
 	for (unsigned i = 0; i < ram->nregions; i++) {
@@ -34,7 +34,7 @@ static void do_group(struct lm_image_walk *w, uint64_t g)
 	while (g >= w->region_group0[region + 1])
 		region++;
 	first = (g - w->region_group0[region]) * LM_IMAGE_GROUP;
-	left = lm_image_chunks_of(w->s->ram.regions[region].size) - first;
+	left = lm_image_chunks_of(w->c->ram.regions[region].size) - first;
 	if (w->group(w, region, first, left < LM_IMAGE_GROUP ? (unsigned)left : LM_IMAGE_GROUP, &bytes, &e))
 		fail(w, &e);
 	atomic_fetch_add(&w->bytes, bytes);
@@ -44,7 +44,7 @@ static void do_group(struct lm_image_walk *w, uint64_t g)
 static void worker(void *ctx, unsigned index)
 {
 	struct lm_image_walk *w = ctx;
-	uint64_t end = w->region_group0[w->s->ram.nregions], g;
+	uint64_t end = w->region_group0[w->c->ram.nregions], g;
 
 	(void)index;
 	while (!atomic_load(&w->stop) && (g = atomic_fetch_add(&w->cursor, 1)) < end)
@@ -56,54 +56,54 @@ static void progress(struct lm_image_walk *w, int64_t since_ns)
 	struct lm_event e = { .type = LM_EVENT_PROGRESS };
 	struct lm_progress *p = &e.u.progress;
 
-	p->total_pages = p->round_pages = w->s->summary.ram_bytes >> LM_PAGE_SHIFT;
+	p->total_pages = p->round_pages = w->c->summary.ram_bytes >> LM_PAGE_SHIFT;
 	p->done_pages = atomic_load(&w->groups_done) * LM_IMAGE_GROUP * LM_IMAGE_CHUNK_PAGES;
 	if (p->done_pages > p->round_pages)
 		p->done_pages = p->round_pages;
 	p->bytes = atomic_load(&w->bytes);
 	if (since_ns > 0)
-		p->bytes_per_s = (uint64_t)((double)(p->bytes - w->s->summary.bytes) * 1e9 / (double)since_ns);
-	w->s->summary.bytes = p->bytes;
-	lm_session_event(w->s, &e);
+		p->bytes_per_s = (uint64_t)((double)(p->bytes - w->c->summary.bytes) * 1e9 / (double)since_ns);
+	w->c->summary.bytes = p->bytes;
+	lm_ctx_event(w->c, &e);
 }
 
 /* A peer that waits for us: whether it still does.  Somebody else pings it. */
-static int look_at_peer(struct lm_session *s, struct lm_error *err)
+static int check_peer(struct lm_ctx *c, struct lm_error *err)
 {
 	struct lm_msg msg;
 	int r;
 
-	if (!s->control.stream)
+	if (!c->control.stream)
 		return 0;
-	r = lm_control_try_recv(&s->control, &msg, err);
+	r = lm_control_try_recv(&c->control, &msg, err);
 	if (r > 0)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent %s out of place", lm_msg_name(msg.type));
-	if (!r && lm_now_ns() - s->control.last_heard_ns > s->opt.peer_timeout_ns)
+	if (!r && lm_now_ns() - c->control.last_heard_ns > c->opt.peer_timeout_ns)
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the other host is silent");
 	return r;
 }
 
 static int wait_for_end(struct lm_image_walk *w, struct lm_error *err)
 {
-	struct lm_session *s = w->s;
+	struct lm_ctx *c = w->c;
 	int64_t last = lm_now_ns();
 	int r = 0;
 
 	for (;;) {
-		struct pollfd p[] = { { .fd = lm_pool_done_fd(s->pool), .events = POLLIN },
-				      { .fd = s->cancel_fd, .events = POLLIN }, { .fd = s->vm->pidfd, .events = POLLIN } };
+		struct pollfd p[] = { { .fd = lm_pool_done_fd(c->pool), .events = POLLIN },
+				      { .fd = c->cancel_fd, .events = POLLIN }, { .fd = c->vm->pidfd, .events = POLLIN } };
 		int64_t now;
 
 		poll(p, 3, LOOK_MS);
 		if (p[0].revents)
 			return 0;
-		r = lm_session_check_cancel(s, err);
+		r = lm_ctx_check_cancel(c, err);
 		if (!r && p[2].revents)
 			r = lm_err(err, -ESRCH, LM_SCOPE_VM, "the guest's QEMU has exited");
 		if (!r)
-			r = look_at_peer(s, err);
+			r = check_peer(c, err);
 		now = lm_now_ns();
-		if (!r && s->side == LM_SOURCE && now > s->src.deadline_ns)
+		if (!r && c->side == LM_SOURCE && now > c->deadline_ns)
 			r = lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the guest was not saved within --timeout");
 		if (r)
 			return r;
@@ -112,19 +112,19 @@ static int wait_for_end(struct lm_image_walk *w, struct lm_error *err)
 	}
 }
 
-int lm_image_walk(struct lm_image_walk *w, struct lm_session *s, struct lm_error *err)
+int lm_image_walk(struct lm_image_walk *w, struct lm_ctx *c, struct lm_error *err)
 {
 	int64_t begin = lm_now_ns();
 	int r;
 
-	w->s = s;
+	w->c = c;
 	number_groups(w);
-	lm_pool_start(s->pool, worker, w);
+	lm_pool_start(c->pool, worker, w);
 	r = wait_for_end(w, err);
 	atomic_store(&w->stop, true);
-	lm_pool_finish(s->pool); /* memory of the guest is not touched any more */
-	s->summary.bytes = atomic_load(&w->bytes);
-	s->summary.copying_ns += lm_now_ns() - begin;
+	lm_pool_finish(c->pool); /* memory of the guest is not touched any more */
+	c->summary.bytes = atomic_load(&w->bytes);
+	c->summary.copying_ns += lm_now_ns() - begin;
 	if (!r && atomic_load(&w->failed)) {
 		*err = w->error;
 		r = err->code;

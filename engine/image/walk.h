@@ -9,11 +9,11 @@
 
 #include <stdatomic.h>
 #include "image.h"
-#include "session.h"
-#include "engine/session/session.h"
+#include "engine/context/context.h"
 
 struct lm_image_walk {
-	struct lm_session *s;
+	struct lm_ctx *c;
+	void *opaque; /* for group */
 	/* Any thread: n chunks of a region, from its chunk number first on; the bytes that moved. */
 	int (*group)(struct lm_image_walk *w, unsigned region, uint64_t first, unsigned n, uint64_t *ret_bytes,
 		     struct lm_error *err);
@@ -24,6 +24,6 @@ struct lm_image_walk {
 };
 
 /* group is set.  0 when all of it is done. */
-int lm_image_walk(struct lm_image_walk *w, struct lm_session *s, struct lm_error *err);
+int lm_image_walk(struct lm_image_walk *w, struct lm_ctx *c, struct lm_error *err);
 
 #endif

@@ -190,7 +190,7 @@ static int lane_work(struct lm_copier *c, unsigned lane, struct lm_error *err)
 	uint32_t i;
 	int r = 0;
 
-	while (!r && !atomic_load_explicit(&c->enough, memory_order_relaxed) &&
+	while (!r && !atomic_load_explicit(&c->interrupted, memory_order_relaxed) &&
 	       (i = atomic_fetch_add(&c->cursor, 1)) < c->nchunks) {
 		struct chunk k = chunk_at(c, i);
 
@@ -230,7 +230,7 @@ static void job_start(struct lm_copier *c, const struct lm_pageset *todo, const 
 	c->todo = todo;
 	c->holes = holes;
 	atomic_store(&c->cursor, 0);
-	atomic_store(&c->enough, false);
+	atomic_store(&c->interrupted, false);
 	for (uint32_t i = 0; i < c->nchunks; i++)
 		atomic_store_explicit(&c->owner[i], 0, memory_order_relaxed);
 	c->has_lost = false;
@@ -239,7 +239,6 @@ static void job_start(struct lm_copier *c, const struct lm_pageset *todo, const 
 
 void lm_copier_start(struct lm_copier *c, const struct lm_pageset *todo, const struct lm_pageset *holes)
 {
-	atomic_store(&c->enough, false);
 	job_start(c, todo, holes);
 }
 
@@ -252,7 +251,7 @@ void lm_copier_stop(struct lm_copier *c)
 
 void lm_copier_interrupt(struct lm_copier *c)
 {
-	atomic_store(&c->enough, true);
+	atomic_store(&c->interrupted, true);
 }
 
 void lm_copier_rest(const struct lm_copier *c, struct lm_pageset *rest)
@@ -337,7 +336,7 @@ void lm_copier_redo(struct lm_copier *c, uint64_t dropped, struct lm_pageset *lo
 	for (unsigned i = 0; i < c->nlanes; i++)
 		if (dropped >> i & 1)
 			lm_err_clear(&c->lanes[i].error);
-	job_start(c, lost, c->holes); /* interrupted as it was */
+	job_start(c, lost, c->holes);
 }
 
 /* The chunks of others change under us, those of this lane do not: its thread has ended. */

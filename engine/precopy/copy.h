@@ -58,7 +58,7 @@ struct lm_copier {
 	bool has_lost;                   /* there are such chunks */
 	_Atomic uint32_t cursor;
 	_Atomic bool stop;
-	_Atomic bool enough;             /* no more chunks are begun in this job */
+	_Atomic bool interrupted;           /* no more chunks are begun in this job */
 };
 
 /* Totals over all lanes since the copier was made. */

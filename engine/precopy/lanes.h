@@ -18,7 +18,7 @@
 
 #include "engine/transport/comeback.h"
 
-struct lm_session;
+struct lm_precopy;
 
 struct lm_lanes {
 	struct lm_comeback comeback; /* made when both sides can open a lane again */
@@ -27,23 +27,20 @@ struct lm_lanes {
 };
 
 /* After the transport was opened with these; can: the destination says that it can. */
-int lm_lanes_init(struct lm_session *s, const struct lm_transport_params *p, bool can, struct lm_error *err);
+int lm_lanes_init(struct lm_precopy *p, const struct lm_transport_params *params, bool can, struct lm_error *err);
 /* Cancel an attempt and wait for its thread; no message goes out.  Takes one that was not made. */
-void lm_lanes_stop(struct lm_session *s);
-void lm_lanes_fini(struct lm_session *s);
+void lm_lanes_stop(struct lm_precopy *p);
+void lm_lanes_fini(struct lm_precopy *p);
 
 /* Nothing of these lanes can land any more when this returns 0: their pages may go out on others. */
-int lm_lanes_drop(struct lm_session *s, uint64_t lanes, struct lm_error *err);
+int lm_lanes_drop(struct lm_precopy *p, uint64_t lanes, struct lm_error *err);
 /* While a copy runs or is waited for, several times a second: drop, try, take back. */
-int lm_lanes_tick(struct lm_session *s, struct lm_error *err);
-/* LANE_OPEN with a token of its own, which is returned.  In post-copy, too, where the destination sends it. */
-int lm_lanes_send_open(struct lm_session *s, unsigned lane, uint8_t ret_token[static LM_TOKEN_SIZE],
-		       struct lm_error *err);
+int lm_lanes_tick(struct lm_precopy *p, struct lm_error *err);
 /* At the end of a copy: no attempt is under way afterwards. */
-int lm_lanes_settle(struct lm_session *s, struct lm_error *err);
+int lm_lanes_settle(struct lm_precopy *p, struct lm_error *err);
 /* Readable when tick has something to do; -1: never. */
-int lm_lanes_fd(const struct lm_session *s);
+int lm_lanes_fd(const struct lm_precopy *p);
 /* Until when a copy without lanes waits for one; 0: not at all. */
-int64_t lm_lanes_wait_until(const struct lm_session *s);
+int64_t lm_lanes_wait_until(const struct lm_precopy *p);
 
 #endif

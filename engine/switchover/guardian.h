@@ -35,7 +35,7 @@
 
 #include <stdatomic.h>
 #include "engine/lock/locks.h"
-#include "engine/transport/transport.h"
+#include "engine/base/side.h"
 #include "engine/vm/vm.h"
 
 enum lm_phase { LM_PHASE_IDLE, LM_PHASE_PAUSED, LM_PHASE_REVOKED, LM_PHASE_COMMITTED };

@@ -3,7 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "unit.h"
-#include "engine/session/session.h"
+#include "engine/control/keepalive.h"
 
 struct ends {
 	struct lm_control busy, peer;

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Lists of names of transports: which one is chosen, and that the peer's list is not believed. */
 #include "unit.h"
-#include "engine/session/session.h"
+#include "engine/context/negotiate.h"
 
 static struct lm_error err;
 
-static struct lm_session *session_with(const char *transport)
+static struct lm_ctx *context_with(const char *transport)
 {
-	struct lm_session *s = calloc(1, sizeof(*s));
+	struct lm_ctx *c = calloc(1, sizeof(*c));
 
-	lm_options_default(&s->opt);
-	s->opt.transport = transport;
-	return s;
+	lm_options_default(&c->opt);
+	c->opt.transport = transport;
+	return c;
 }
 
 static void a_name_is_found_only_as_a_whole(void **state)
@@ -30,21 +30,21 @@ static void a_name_is_found_only_as_a_whole(void **state)
 
 static void what_is_offered_are_names_that_exist(void **state)
 {
-	struct lm_session *s = session_with("auto");
+	struct lm_ctx *c = context_with("auto");
 	char list[64];
 
 	(void)state;
-	assert_ok(lm_session_transports(s, "127.0.0.1:1", list, sizeof(list), &err), err);
+	assert_ok(lm_ctx_transports(c, "127.0.0.1:1", list, sizeof(list), &err), err);
 	assert_true(lm_name_in_list("tcp", list));
 	assert_true(strlen(list) < sizeof(((struct lm_open *)0)->transports));
-	s->opt.transport = "tcp";
-	assert_ok(lm_session_transports(s, NULL, list, sizeof(list), &err), err);
+	c->opt.transport = "tcp";
+	assert_ok(lm_ctx_transports(c, NULL, list, sizeof(list), &err), err);
 	assert_string_equal(list, "tcp");
-	assert_fails(lm_session_transports(s, NULL, list, 3, &err), -EOVERFLOW, err);
-	s->opt.transport = "carrier-pigeon";
-	assert_fails(lm_session_transports(s, NULL, list, sizeof(list), &err), -ENOTSUP, err);
+	assert_fails(lm_ctx_transports(c, NULL, list, 3, &err), -EOVERFLOW, err);
+	c->opt.transport = "carrier-pigeon";
+	assert_fails(lm_ctx_transports(c, NULL, list, sizeof(list), &err), -ENOTSUP, err);
 	assert_non_null(strstr(err.msg, "carrier-pigeon"));
-	free(s);
+	free(c);
 }
 
 static void the_first_of_the_peers_names_that_is_known_is_chosen(void **state)
@@ -53,19 +53,19 @@ static void the_first_of_the_peers_names_that_is_known_is_chosen(void **state)
 					    "tcp,tcp", "tc,tcpx,tcp," };
 	static const char *const bad[] = { "", ",", "pigeon", "tcpx", "TCP", " tcp", "tcp x", ",,,,,,,,",
 					   "tcptcptcptcptcptcptcptcptcptcp" };
-	struct lm_session *s = session_with("tcp");
+	struct lm_ctx *c = context_with("tcp");
 	char name[LM_TRANSPORT_NAME_MAX];
 
 	(void)state;
 	for (unsigned i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
-		assert_ok(lm_session_choose(s, good[i], NULL, name, &err), err);
+		assert_ok(lm_ctx_choose(c, good[i], NULL, name, &err), err);
 		assert_string_equal(name, "tcp");
 	}
 	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-		assert_fails(lm_session_choose(s, bad[i], NULL, name, &err), -ENOTSUP, err);
+		assert_fails(lm_ctx_choose(c, bad[i], NULL, name, &err), -ENOTSUP, err);
 		assert_string_equal(name, "");
 	}
-	free(s);
+	free(c);
 }
 
 int main(void)

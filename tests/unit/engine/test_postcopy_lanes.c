@@ -26,15 +26,15 @@ static void lose_lanes(struct pair *p, const struct lm_event *e)
 {
 	note_lane(LM_DEST, e);
 	if (pair_is_stage(e, "opened") && lanes.cannot)
-		p->dst->control.features = 0;
+		p->dst->ctx.control.features = 0;
 	if (e->type != LM_EVENT_POSTCOPY || !e->u.postcopy.missing_pages)
 		return;
 	if (!p->count++) {
-		lm_transport_shut(p->dst->pull.transport, 0);
-		lm_transport_shut(p->dst->pull.transport, FAULTS);
+		lm_transport_shut(p->dst->dst.pull.both.transport, 0);
+		lm_transport_shut(p->dst->dst.pull.both.transport, FAULTS);
 	}
 	if (lanes.back[LM_DEST] == (1u | 1u << FAULTS) && !(lanes.lost[LM_DEST] & 2))
-		lm_transport_shut(p->dst->pull.transport, 1);
+		lm_transport_shut(p->dst->dst.pull.both.transport, 1);
 }
 
 /* Asks for a lane that nobody waits for: the source is at it still when the destination, which has lost it, asks. */
@@ -44,7 +44,7 @@ static void ask_in_vain(struct pair *p, const struct lm_event *e)
 
 	note_lane(LM_DEST, e);
 	if (e->type == LM_EVENT_POSTCOPY && e->u.postcopy.missing_pages && !p->count++)
-		lm_control_send(&p->dst->control, LM_MSG_LANE_OPEN, &open, sizeof(open), lm_deadline_after(LM_NS_PER_S), NULL);
+		lm_control_send(&p->dst->ctx.control, LM_MSG_LANE_OPEN, &open, sizeof(open), lm_deadline_after(LM_NS_PER_S), NULL);
 }
 
 /* Under a cap a lane carries one run at a time, and the runs of this guest are small: it takes seconds. */

@@ -20,7 +20,7 @@ static const struct lie *lie;
 static void tell_lie(struct pair *p, const struct lm_event *e)
 {
 	if (pair_is_stage(e, lie->stage) && !p->count++)
-		lm_control_send(&p->src->control, lie->type, lie->payload, lie->len, lm_deadline_after(LM_NS_PER_S), NULL);
+		lm_control_send(&p->src->ctx.control, lie->type, lie->payload, lie->len, lm_deadline_after(LM_NS_PER_S), NULL);
 }
 
 static void messages_out_of_place_end_the_session_before_commit(void **state)
@@ -68,7 +68,7 @@ static void lie_from_source(struct pair *p, const struct lm_event *e)
 
 	if (e->type != LM_EVENT_POSTCOPY || !e->u.postcopy.missing_pages || p->count == sizeof(lies) / sizeof(lies[0]))
 		return;
-	lm_control_send(&p->src->control, lies[p->count].type, zeros, lies[p->count].len, lm_deadline_after(LM_NS_PER_S),
+	lm_control_send(&p->src->ctx.control, lies[p->count].type, zeros, lies[p->count].len, lm_deadline_after(LM_NS_PER_S),
 			NULL);
 	p->count++;
 }
@@ -96,7 +96,7 @@ static void lie_from_destination(struct pair *p, const struct lm_event *e)
 
 	if (e->type != LM_EVENT_POSTCOPY || !e->u.postcopy.missing_pages || p->count == sizeof(lies) / sizeof(lies[0]))
 		return;
-	lm_control_send(&p->dst->control, lies[p->count].type, zeros, lies[p->count].len, lm_deadline_after(LM_NS_PER_S),
+	lm_control_send(&p->dst->ctx.control, lies[p->count].type, zeros, lies[p->count].len, lm_deadline_after(LM_NS_PER_S),
 			NULL);
 	p->count++;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Decoders of control messages: what they take, and above all what they refuse. */
 #include "unit.h"
-#include "engine/session/session.h"
+#include "engine/control/wire.h"
+#include "engine/postcopy/both.h"
 #include "engine/control/wire.h"
 
 static uint8_t buf[LM_WIRE_PAYLOAD_MAX];
