@@ -391,5 +391,5 @@ int main(int argc, char **argv)
 	add(&l, "restore_killed", a_restore_is_killed, restore_stages, COUNT(restore_stages), "kill", NULL);
 	add(&l, "restore_fails", a_restore_fails, restore_stages, COUNT(restore_stages), "error", NULL);
 	add(&l, "lazy_killed", a_restore_is_killed, lazy_stages, COUNT(lazy_stages), "kill", "lazy");
-	return rig_main(argc, argv, l.tests, l.n);
+	return rig_main_matrix(argc, argv, l.tests, l.n, COUNT(fixed), NULL);
 }

@@ -51,6 +51,12 @@ int rig_teardown(void **state);
  * one).  Returns the exit code: 77 when every test was skipped.
  */
 int rig_main(int argc, char **argv, const struct CMUnitTest *tests, size_t ntests);
+/*
+ * The same for a program whose tests from number `fixed` on are the rows of a matrix: of those only a sample runs
+ * when LM_SAMPLE says so (sample.h), but `always` (names, NULL at the end) in any case.
+ */
+int rig_main_matrix(int argc, char **argv, const struct CMUnitTest *tests, size_t ntests, size_t fixed,
+		    const char *const *always);
 
 const void *rig_arg(const struct rig *rig);
 const char *rig_dir(const struct rig *rig);

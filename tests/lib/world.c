@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "internal.h"
+#include "sample.h"
 
 static struct rig *current; /* for atexit and signals */
 static unsigned counter, nran, nskipped;
@@ -181,21 +182,57 @@ static bool chosen(int argc, char **argv, const char *name)
 	return argc < 2;
 }
 
-int rig_main(int argc, char **argv, const struct CMUnitTest *tests, size_t ntests)
+/* A row that is to run always and does not exist would be noticed by nobody. */
+static void check_always(const struct CMUnitTest *tests, size_t ntests, const char *const *always)
+{
+	for (; always && *always; always++) {
+		size_t i = 0;
+
+		while (i < ntests && strcmp(tests[i].name, *always))
+			i++;
+		if (i == ntests) {
+			fprintf(stderr, "there is no row %s, which is to run always\n", *always);
+			exit(1);
+		}
+	}
+}
+
+/* How many rows of the matrix the sample leaves out goes to tools/check. */
+static size_t choose(int argc, char **argv, const struct CMUnitTest *tests, size_t ntests, size_t fixed,
+		     const char *const *always, struct CMUnitTest *ret)
+{
+	size_t n = 0, rows = 0, taken = 0;
+
+	for (size_t i = 0; i < ntests; i++) {
+		bool row = i >= fixed, in;
+
+		if (!chosen(argc, argv, tests[i].name))
+			continue;
+		in = !row || sample_has(i - fixed, tests[i].name, always);
+		rows += row;
+		taken += row && in;
+		if (in)
+			ret[n++] = tests[i];
+	}
+	if (taken < rows)
+		printf("sample: %zu of %zu rows\n", taken, rows);
+	return n;
+}
+
+int rig_main_matrix(int argc, char **argv, const struct CMUnitTest *tests, size_t ntests, size_t fixed,
+		    const char *const *always)
 {
 	struct CMUnitTest *some = calloc(ntests, sizeof(*some));
 	const char *slash = strrchr(argv[0], '/');
-	size_t n = 0;
 	int failed;
+	size_t n;
 
 	if (!some)
 		return 1;
-	for (size_t i = 0; i < ntests; i++) {
-		if (chosen(argc, argv, tests[i].name))
-			some[n++] = tests[i];
-	}
+	check_always(tests, ntests, always);
+	n = choose(argc, argv, tests, ntests, fixed, always, some);
 	if (!n) {
-		fprintf(stderr, "no test has such a name\n");
+		fprintf(stderr, "no test has such a name, or the sample (LM_SAMPLE) is empty\n");
 		free(some);
 		return 1;
 	}
@@ -204,4 +241,9 @@ int rig_main(int argc, char **argv, const struct CMUnitTest *tests, size_t ntest
 	if (failed)
 		return 1;
 	return nran && nran == nskipped ? 77 : 0;
+}
+
+int rig_main(int argc, char **argv, const struct CMUnitTest *tests, size_t ntests)
+{
+	return rig_main_matrix(argc, argv, tests, ntests, ntests, NULL);
 }
