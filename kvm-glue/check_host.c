@@ -13,6 +13,7 @@
 #include "engine/base/cleanup.h"
 #include "engine/base/memlock.h"
 #include "engine/base/region.h"
+#include "qemu.h"
 #include "uapi.h"
 
 /* Fills status, found and advice (preset: OK, ""). */
@@ -311,7 +312,7 @@ static const struct probe probes[] = {
 	{ "NUMA nodes", probe_numa },
 };
 
-LM_API int lm_check_host(lm_check_fn *fn, void *opaque)
+int lm_qemu_check_host(lm_check_fn *fn, void *opaque)
 {
 	int failures = 0;
 
@@ -322,7 +323,5 @@ LM_API int lm_check_host(lm_check_fn *fn, void *opaque)
 		failures += c.status == LM_CHECK_FAIL;
 		fn(opaque, &c);
 	}
-	for (const char *const *name = lm_transport_names(); *name; name++)
-		lm_check_transport(*name, fn, opaque);
 	return failures;
 }

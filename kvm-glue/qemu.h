@@ -30,4 +30,7 @@ int lm_qemu_attach(const struct lm_qemu_options *options, struct lm_vm **ret, st
  */
 int lm_qemu_ram_reopen(pid_t pid, struct lm_ram *ram, bool writable, struct lm_error *err);
 
+/* What this host can do, a line each; returns how many of them are failures. */
+int lm_qemu_check_host(lm_check_fn *fn, void *opaque);
+
 #endif

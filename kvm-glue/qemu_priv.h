@@ -49,18 +49,20 @@ static inline int64_t qemu_deadline(const struct qemu *q)
 	return lm_deadline_after(q->timeout_ns);
 }
 
-/* qemu.c */
+/* qemu_ask.c */
 void qemu_debug(struct qemu *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* A command that is answered at once.  Owns args. */
 int qemu_ask(struct qemu *q, const char *command, struct json_object *args, struct json_object **ret,
 	     struct lm_error *err);
 int qemu_qom_get(struct qemu *q, const char *path, const char *property, struct json_object **ret,
 		 struct lm_error *err);
-/* Connect and find the process; refuses nothing.  cancel_fd and side are taken from options. */
-int qemu_open(const struct lm_qemu_options *options, struct qemu **ret, struct lm_error *err);
-void qemu_close(struct qemu *q);
 /* Opens /proc/PID/NAME of this QEMU's process. */
 int qemu_proc_open(const struct qemu *q, const char *name, int flags);
+
+/* qemu_open.c */
+/* Connect and find the process; refuses nothing.  cancel_fd and side are taken from options.  base.ops stays NULL. */
+int qemu_open(const struct lm_qemu_options *options, struct qemu **ret, struct lm_error *err);
+void qemu_close(struct qemu *q);
 
 /* qemu_ram.c */
 struct qemu_memdev {

@@ -38,29 +38,6 @@
  */
 #define DROP_STEP (UINT64_C(1) << 30)
 
-int uffd_pager_gone(const struct uffd_pager *u, struct lm_error *err)
-{
-	return lm_err(err, -ESRCH, LM_SCOPE_VM, "process %d has ended", (int)u->pid);
-}
-
-/* pagemap gives nothing to read when the address space is gone. */
-static bool is_alive(const struct uffd_pager *u)
-{
-	uint64_t entry;
-
-	return pread(u->pagemap, &entry, sizeof(entry), 0) == sizeof(entry);
-}
-
-int uffd_pager_error(const struct uffd_pager *u, const char *what, const struct lm_region *r, struct lm_error *err)
-{
-	int code = -errno;
-
-	if (code == -ESRCH || !is_alive(u))
-		return uffd_pager_gone(u, err);
-	return lm_err_errno(err, code, LM_SCOPE_SESSION, "%s memory backend %s of process %d", what, r->name,
-			    (int)u->pid);
-}
-
 /* ---- the descriptor ---- */
 
 /* THREAD_ID is older than the others. */
@@ -126,7 +103,7 @@ static int uffd_make(struct uffd_pager *u, int vm_device, struct lm_error *err)
 		return make_error(u, (int)call.ret, err);
 	u->base.fd = call.fd;
 	u->base.vm_fd = (int)call.ret;
-	return is_alive(u) ? api_negotiate(u, err) : uffd_pager_gone(u, err);
+	return uffd_pager_is_alive(u) ? api_negotiate(u, err) : uffd_pager_gone(u, err);
 }
 
 static bool is_userfaultfd(pid_t pid, int fd)
@@ -146,7 +123,7 @@ static int vm_fd_close(struct uffd_pager *u, struct lm_error *err)
 	struct lm_inject_call call = { .nr = SYS_close, .args = { (uint64_t)u->base.vm_fd } };
 	int r;
 
-	if (!is_alive(u))
+	if (!uffd_pager_is_alive(u))
 		return uffd_pager_gone(u, err);
 	if (u->base.vm_fd >= 0 && is_userfaultfd(u->pid, u->base.vm_fd)) {
 		r = lm_inject(u->pid, &call, 1, NULL, err);
@@ -283,7 +260,7 @@ static int pager_faults(struct lm_pager *p, struct lm_page_fault *ret, unsigned 
 				    (int)u->pid);
 	/* a process that has ended has no faults, and that is all that the descriptor says */
 	if (got <= 0)
-		return is_alive(u) ? 0 : uffd_pager_gone(u, err);
+		return uffd_pager_is_alive(u) ? 0 : uffd_pager_gone(u, err);
 	for (size_t i = 0; i < (size_t)got / sizeof(*msg); i++) {
 		int r;
 
@@ -320,7 +297,7 @@ static int pager_wake(struct lm_pager *p, struct lm_error *err)
 		if (ioctl(p->fd, UFFDIO_WAKE, &range))
 			return uffd_pager_error(u, "waking who waits for", r, err);
 	}
-	return is_alive(u) ? 0 : uffd_pager_gone(u, err);
+	return uffd_pager_is_alive(u) ? 0 : uffd_pager_gone(u, err);
 }
 
 /* May be called again when it failed: it goes on with what is left. */
@@ -373,7 +350,7 @@ static int pagemap_open(struct uffd_pager *u, struct lm_error *err)
 		return uffd_pager_gone(u, err);
 	if (u->pagemap < 0)
 		return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot open %s", path);
-	return is_alive(u) ? 0 : uffd_pager_gone(u, err);
+	return uffd_pager_is_alive(u) ? 0 : uffd_pager_gone(u, err);
 }
 
 static int pager_alloc(pid_t pid, const struct lm_ram *ram, struct uffd_pager **ret, struct lm_error *err)
@@ -448,7 +425,7 @@ static int vm_fd_fetch(struct uffd_pager *u, int vm_fd, struct lm_error *err)
 			      "descriptor %d of process %d is a userfaultfd, but not that of a post-copy of this "
 			      "guest", vm_fd, (int)u->pid);
 	/* the address space that was opened first is still there: all of this was one process */
-	return is_alive(u) ? 0 : uffd_pager_gone(u, err);
+	return uffd_pager_is_alive(u) ? 0 : uffd_pager_gone(u, err);
 }
 
 int lm_uffd_pager_reopen(pid_t pid, const struct lm_ram *ram, int vm_fd, struct lm_pager **ret,

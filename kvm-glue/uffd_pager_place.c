@@ -15,6 +15,29 @@
 #include "uapi.h"
 #include "uffd_pager_priv.h"
 
+int uffd_pager_gone(const struct uffd_pager *u, struct lm_error *err)
+{
+	return lm_err(err, -ESRCH, LM_SCOPE_VM, "process %d has ended", (int)u->pid);
+}
+
+/* pagemap gives nothing to read when the address space is gone. */
+bool uffd_pager_is_alive(const struct uffd_pager *u)
+{
+	uint64_t entry;
+
+	return pread(u->pagemap, &entry, sizeof(entry), 0) == sizeof(entry);
+}
+
+int uffd_pager_error(const struct uffd_pager *u, const char *what, const struct lm_region *r, struct lm_error *err)
+{
+	int code = -errno;
+
+	if (code == -ESRCH || !uffd_pager_is_alive(u))
+		return uffd_pager_gone(u, err);
+	return lm_err_errno(err, code, LM_SCOPE_SESSION, "%s memory backend %s of process %d", what, r->name,
+			    (int)u->pid);
+}
+
 /* Per call of the kernel: mmap(2) and the like of the process wait for no longer than this takes (0.1 ms). */
 #define PLACE_STEP (UINT64_C(2) << 20)
 #define PAGEMAP_VEC 512 /* entries per read: 4 KiB of stack */

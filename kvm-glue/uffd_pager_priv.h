@@ -18,13 +18,14 @@ static inline struct uffd_pager *uffd_pager_of(struct lm_pager *p)
 	return (struct uffd_pager *)p;
 }
 
-/* uffd_pager.c */
+/* uffd_pager_place.c */
 int uffd_pager_gone(const struct uffd_pager *u, struct lm_error *err);
+bool uffd_pager_is_alive(const struct uffd_pager *u);
 /* errno says what failed; an address space that is gone is the reason for everything. */
 int uffd_pager_error(const struct uffd_pager *u, const char *what, const struct lm_region *r,
 		     struct lm_error *err);
 
-/* uffd_pager_place.c: of the ops table */
+/* of the ops table */
 int uffd_pager_place(struct lm_pager *p, unsigned region, uint64_t first, uint64_t n, struct lm_error *err);
 
 #endif

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include "engine/tcp/tcp_transport.h"
 #include "engine/transport/registry.h"
+#include "kvm-glue/qemu.h"
 #ifdef LM_HAVE_RDMA
 #include "rdma/rdma_transport.h"
 #endif
@@ -41,4 +42,14 @@ int lm_check_transport(const char *name, lm_check_fn *fn, void *opaque)
 	if (info->check)
 		info->check(fn, opaque);
 	return 0;
+}
+
+int lm_check_host(lm_check_fn *fn, void *opaque)
+{
+	int failures = lm_qemu_check_host(fn, opaque);
+
+	for (unsigned i = 0; lm_transports[i]; i++)
+		if (lm_transports[i]->check)
+			lm_transports[i]->check(fn, opaque);
+	return failures;
 }

@@ -134,7 +134,7 @@ struct lm_image_head {
 	uint8_t index_hash[LM_IMAGE_HASH_SIZE], state_hash[LM_IMAGE_HASH_SIZE];
 };
 
-/* ---- reading (image_read.c) ---- */
+/* ---- reading (read.c) ---- */
 
 struct lm_image {
 	char path[PATH_MAX];
@@ -196,7 +196,7 @@ bool lm_image_is(const char *path, const uint8_t id[static LM_IMAGE_ID_SIZE]);
 /* "fresh", "pending", ... */
 const char *lm_image_mark_name(enum lm_image_mark mark);
 
-/* ---- writing (image_write.c) ---- */
+/* ---- writing (write.c) ---- */
 
 struct lm_image_writer {
 	char path[PATH_MAX], temporary[PATH_MAX];

@@ -28,7 +28,11 @@ int lm_postcopy_dest_open_lanes(struct lm_postcopy_dest *p, struct lm_error *err
 int lm_postcopy_bind_keys(struct lm_postcopy_dest *p, const struct lm_msg *msg, struct lm_error *err);
 void lm_postcopy_dest_close_lanes(struct lm_postcopy_dest *p);
 
-/* pull.c: MISSING, to the user and to the source; and whether the VM is lost. */
+/*
+ * status.c: figures into the summary; the same, and MISSING, to the user and to the source; and whether the VM
+ * is lost.
+ */
+void lm_postcopy_collect_stats(struct lm_postcopy_dest *p);
 int lm_postcopy_send_status(struct lm_postcopy_dest *p, struct lm_error *err);
 int lm_postcopy_vm_error(struct lm_postcopy_dest *p, struct lm_error *err);
 

@@ -10,34 +10,6 @@
 
 #define STATUS_NS (200 * LM_NS_PER_MS)
 
-static void collect_stats(struct lm_postcopy_dest *p)
-{
-	struct lm_postcopy_stats *stats = &p->both.c->summary.postcopy;
-
-	stats->used = true;
-	lm_arrival_stats(&p->puller.arrival, stats);
-	stats->bytes = atomic_load(&p->puller.bytes);
-	stats->duration_ns = lm_now_ns() - p->both.began_ns;
-}
-
-int lm_postcopy_send_status(struct lm_postcopy_dest *p, struct lm_error *err)
-{
-	struct lm_ctx *c = p->both.c;
-	const struct lm_postcopy_stats *t = &c->summary.postcopy;
-	struct lm_wire_missing m;
-
-	collect_stats(p);
-	m = (struct lm_wire_missing){
-		lm_le64(t->left_pages), lm_le64(t->missing_pages), lm_le64(t->bytes), lm_le64(t->faults),
-		lm_le64((uint64_t)t->fault_p50_ns), lm_le64((uint64_t)t->fault_p99_ns),
-		lm_le64((uint64_t)t->fault_max_ns), lm_le64((uint64_t)t->waited_ns), lm_le64((uint64_t)t->duration_ns),
-	};
-	lm_postcopy_event(&p->both, t);
-	if (!c->control.stream)
-		return 0;
-	return lm_control_send(&c->control, LM_MSG_MISSING, &m, sizeof(m), lm_ctx_peer_deadline(c), err);
-}
-
 /* What the link does, from what it did since the last look. */
 static void learn_link(struct lm_postcopy_dest *p, int64_t since_ns)
 {
@@ -47,18 +19,6 @@ static void learn_link(struct lm_postcopy_dest *p, int64_t since_ns)
 	if (since_ns > 0 && got)
 		lm_puller_set_link(&p->puller, p->both.c->control.rtt_ns,
 				   (uint64_t)((double)got * 1e9 / (double)since_ns));
-}
-
-int lm_postcopy_vm_error(struct lm_postcopy_dest *p, struct lm_error *err)
-{
-	struct pollfd fd = { .fd = p->both.c->vm->pidfd, .events = POLLIN };
-
-	if (poll(&fd, 1, 0) > 0)
-		return lm_err(err, -ESRCH, LM_SCOPE_VM, "the guest's QEMU has exited while pages were missing");
-	if (!atomic_load(&p->puller.vm_lost))
-		return 0;
-	*err = p->puller.vm_error;
-	return err->code;
 }
 
 /* Anything but a sign of life is out of place. */
@@ -158,7 +118,7 @@ static int end(struct lm_postcopy_dest *p, bool tell, struct lm_error *err)
 
 	lm_puller_stop(&p->puller); /* finish is called when no other call of the pager runs */
 	if (p->puller.ram)
-		collect_stats(p);
+		lm_postcopy_collect_stats(p);
 	r = let_go(p, err);
 	if (r)
 		return r;

@@ -6,15 +6,6 @@
 #include "engine/context/connect.h"
 #include "session.h"
 
-#ifndef LM_VERSION
-#define LM_VERSION "0.1.0"
-#endif
-
-const char *lm_version(void)
-{
-	return "migrate-rdma " LM_VERSION;
-}
-
 const char *lm_outcome_name(enum lm_outcome outcome)
 {
 	static const char *const names[] = {

@@ -4,7 +4,7 @@
  *
  * Runs wait in a ring, in the order in which they were fetched: first to be asked
  * for, then for their answers, which come in the same order.  Receiving, checking
- * and placing are those of every batch (transport_tcp_recv.c, transport_tcp_place.c).
+ * and placing are those of every batch (recv.c, place.c).
  */
 #include <stdlib.h>
 #include "tcp.h"

@@ -211,7 +211,7 @@ static int recv_some(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *r
 }
 
 /*
- * How much has to come before we want to be woken up; see transport_tcp.h.  Well
+ * How much has to come before we want to be woken up; see tcp.h.  Well
  * below the window (half of the buffer): a low-water mark that is close to the
  * window lets the two sides wait for each other until a timer of TCP's fires.
  */

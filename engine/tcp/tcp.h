@@ -133,14 +133,14 @@ struct tcp {
 	struct tcp_region regions[LM_REGIONS_MAX];
 };
 
-/* transport_tcp_open.c */
+/* open.c */
 int tcp_connect_lanes(struct tcp *t, const struct lm_transport_params *p, struct lm_error *err);
 int tcp_accept_lanes(struct tcp *t, const struct lm_transport_params *p, struct lm_error *err);
 /* One lane, which has no stream. */
 int tcp_connect_lane(struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err);
 int tcp_accept_lane(struct tcp *t, struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err);
 
-/* transport_tcp_send.c: the source's lane */
+/* send.c: the source's lane */
 int tcp_send_init(struct tcp_lane *l);
 /* A batch of which not all is in the socket. */
 bool tcp_send_pending(const struct tcp_lane *l);
@@ -152,12 +152,12 @@ int tcp_send_flush(struct tcp_lane *l, uint64_t seq, struct lm_error *err);
 int tcp_send_poll(struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		  struct lm_error *err);
 
-/* transport_tcp_recv.c: the destination's lane */
+/* recv.c: the destination's lane */
 int tcp_recv_init(struct tcp_lane *l);
 int tcp_recv_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		  struct lm_error *err);
 
-/* transport_tcp_fetch.c: LM_PULL, what the destination's lane asks for */
+/* fetch.c: LM_PULL, what the destination's lane asks for */
 int tcp_fetch_init(struct tcp_lane *l);
 int tcp_fetch_queue(struct tcp_lane *l, const struct lm_run *runs, unsigned n, struct lm_error *err);
 /* Ask for what is queued: 0 when all is out, -EAGAIN, or an error. */
@@ -167,15 +167,15 @@ bool tcp_fetch_expects(const struct tcp_lane *l, unsigned count);
 /* The pieces from `first` up to l->run are placed. */
 void tcp_fetch_placed(struct tcp_lane *l, unsigned first);
 
-/* transport_tcp_answer.c: LM_PULL, the source's lane */
+/* answer.c: LM_PULL, the source's lane */
 int tcp_answer_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		    struct lm_error *err);
 
-/* transport_tcp_place.c: one step at l->run: the bytes placed (0 for zeros), -EAGAIN, or an error */
+/* place.c: one step at l->run: the bytes placed (0 for zeros), -EAGAIN, or an error */
 ssize_t tcp_place_data(struct tcp *t, struct tcp_lane *l, struct lm_error *err);
 int tcp_place_zero(struct tcp *t, struct tcp_lane *l, struct lm_error *err);
 
-/* transport_tcp.c: shared by both sides */
+/* lane.c: shared by both sides */
 bool tcp_place_begin(struct tcp_lane *l); /* false: the lane is shut */
 void tcp_place_end(struct tcp_lane *l);
 void tcp_lane_free(struct tcp_lane *l);

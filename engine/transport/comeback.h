@@ -3,7 +3,7 @@
  * Lanes that failed and come back: whose turn it is, and the thread that tries.
  *
  * Either side has one of these per transport.  It knows nothing of messages: in pre-copy
- * lanes.c (source) uses it, in post-copy postcopy_lanes.c (both sides).  A lane is tried after
+ * ../precopy/lanes.c (source) uses it, in post-copy dest_lanes.c and source_lanes.c of ../postcopy.  A lane is tried after
  * LM_LANE_RETRY_NS, then after twice that and so on, one lane at a time; when one has come back,
  * all others are due at once: where it came from there may be more.
  *

@@ -5,7 +5,7 @@
  * The promise (checked by tests/contract): a store made before or during a
  * collect shows in that collect or in a later one, never in none.  A page may be
  * reported although it was not written.  Data that a device puts into memory
- * through a pinned page is covered by the engine's drain (engine/rounds.h).
+ * through a pinned page is covered by the engine's drain (engine/precopy/precopy.h).
  */
 #ifndef LM_DIRTY_H
 #define LM_DIRTY_H
