@@ -20,27 +20,6 @@
 #define REAP_MAX 512
 #define CLOSE_NS (200 * LM_NS_PER_MS)
 
-/* ---- errors ---- */
-
-int rd_lane_error(struct rd_lane *l, int code, struct lm_error *err, const char *fmt, ...)
-{
-	const char *why = atomic_load(&l->why);
-	char text[LM_ERROR_MSG_MAX / 2];
-	va_list ap;
-
-	if (why)
-		return lm_err(err, -ENETDOWN, LM_SCOPE_LANE, "RDMA device %s, port %u: %s", l->use->dev->name,
-			      l->id->port_num, why);
-	if (atomic_load(&l->shut))
-		return lm_err(err, -ESHUTDOWN, LM_SCOPE_LANE, "the lane was shut");
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	if (!code)
-		return lm_err(err, -ECONNRESET, LM_SCOPE_LANE, "%s: the %s hung up", text, rd_peer_name(l));
-	return lm_err_errno(err, code, LM_SCOPE_LANE, "%s", text);
-}
-
 struct meaning {
 	enum ibv_wc_status status;
 	int code;
@@ -179,63 +158,6 @@ int rd_lane_restrict(struct rd_lane *l)
 	return l->use->dev->iwarp ? 0 : rd_result(ibv_modify_qp(l->id->qp, &a, IBV_QP_ACCESS_FLAGS));
 }
 
-static void disconnect(struct rd_lane *l)
-{
-	struct ibv_qp_attr a = { .qp_state = IBV_QPS_ERR };
-
-	if (!l->id || !l->id->qp)
-		return;
-	ibv_modify_qp(l->id->qp, &a, IBV_QP_STATE);
-	rdma_disconnect(l->id); /* sends and does not wait */
-}
-
-void rd_lane_wake(struct rd_lane *l)
-{
-	uint64_t one = 1;
-
-	if (write(l->event_fd, &one, sizeof(one)) < 0)
-		return; /* the counter is at its limit: it is readable, which is all we want */
-}
-
-void rd_lane_stop(struct rd_lane *l)
-{
-	if (!atomic_exchange(&l->shut, true)) {
-		disconnect(l);
-		atomic_store(&l->parted, true);
-	}
-	rd_lane_wake(l);
-}
-
-void rd_lane_fail(struct rd_lane *l, const char *why)
-{
-	if (atomic_load(&l->shut))
-		return;
-	atomic_store(&l->why, why);
-	rd_lane_stop(l);
-}
-
-void rd_lane_shut(struct rd_lane *l)
-{
-	rd_lane_stop(l);
-	while (atomic_load(&l->placing))
-		sched_yield();
-}
-
-/* Pairs with rd_lane_shut(): one of the two sees the other's store. */
-bool rd_place_begin(struct rd_lane *l)
-{
-	atomic_store(&l->placing, true);
-	if (!atomic_load(&l->shut))
-		return true;
-	atomic_store(&l->placing, false);
-	return false;
-}
-
-void rd_place_end(struct rd_lane *l)
-{
-	atomic_store_explicit(&l->placing, false, memory_order_release);
-}
-
 void rd_lane_fence(struct rd_lane *l)
 {
 	if (!l->use || !l->id)
@@ -274,7 +196,7 @@ void rd_lane_reset(struct rd_lane *l)
 	if (l->use)
 		rd_device_remove_lane(l->use->dev, l);
 	if (!atomic_load(&l->shut))
-		disconnect(l);
+		rd_lane_disconnect(l);
 	free_verbs(l);
 	if (l->buffers)
 		munmap(l->buffers, BUFFERS_SIZE);

@@ -291,7 +291,11 @@ struct rd_lane {
 	uint64_t waits;
 };
 
-/* rdma.c */
+/* memory.c: which memory is registered how */
+/* Fills t->regions[index], and registers it with all devices or begins to. */
+int rd_memory_add(struct rdma *t, unsigned index, const struct lm_region *region, struct lm_error *err);
+/* What READY carries of it. */
+struct lm_key rd_memory_key(const struct rd_region *r);
 /* Memory for a use that came late; before it counts. */
 int rd_use_add_memory(struct rdma *t, struct rd_use *u, struct lm_error *err);
 static inline const char *rd_peer_name(const struct rd_lane *l)
@@ -299,7 +303,7 @@ static inline const char *rd_peer_name(const struct rd_lane *l)
 	return l->t->base.side == LM_SOURCE ? "destination" : "source";
 }
 
-/* cm.c: the id's events */
+/* channel.c: the id's events */
 /*
  * One event, without waiting: 0; -EAGAIN: there is none, or another negative errno.  Of a
  * CONNECT_REQUEST the new id is the caller's.
@@ -336,33 +340,37 @@ int rd_cm_connect_again(struct rdma *t, struct rd_lane *l, const struct lm_trans
 int rd_rails_find(const char *const *names, unsigned n, struct rd_rail ret[static RDMA_RAILS_MAX],
 		    unsigned *ret_n, struct lm_error *err);
 
+/* stop.c */
+/* The queue pair in error, so that nothing is placed any more, and the peer told. */
+void rd_lane_disconnect(struct rd_lane *l);
+/* Any thread: queue pair in error, thread woken; shut also waits for zeros that are being placed. */
+void rd_lane_stop(struct rd_lane *l);
+/* The same, unless it is shut already, with the words that its errors shall have (static). */
+void rd_lane_fail(struct rd_lane *l, const char *why);
+void rd_lane_shut(struct rd_lane *l);
+void rd_lane_wake(struct rd_lane *l); /* any thread */
+/* Why the lane cannot go on; code 0: the peer hung up. */
+int rd_lane_error(struct rd_lane *l, int code, struct lm_error *err, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+bool rd_place_begin(struct rd_lane *l); /* false: the lane is shut */
+void rd_place_end(struct rd_lane *l);
+
 /* lane.c */
 int rd_lane_init(struct rd_lane *l, struct rdma *t, unsigned index);
 /* QP, CQ, buffers, receives: all that must be there before the first message. */
 int rd_lane_setup(struct rd_lane *l, struct lm_error *err);
 /* After the connection stands: what the peer may do. */
 int rd_lane_restrict(struct rd_lane *l);
-/* Any thread: queue pair in error, thread woken; shut also waits for zeros that are being placed. */
-void rd_lane_stop(struct rd_lane *l);
-/* The same, unless it is shut already, with the words that its errors shall have (static). */
-void rd_lane_fail(struct rd_lane *l, const char *why);
-void rd_lane_shut(struct rd_lane *l);
 /* No thread uses the lane any more: its queue pair is gone, the rest goes with reset. */
 void rd_lane_fence(struct rd_lane *l);
 /* Back to NEW, all resources gone. */
 void rd_lane_reset(struct rd_lane *l);
-void rd_lane_wake(struct rd_lane *l); /* any thread */
 int rd_lane_poll(struct rd_lane *l, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		   struct lm_error *err);
 /* The id's events of an open lane, without waiting: whether the peer has hung up, or its device is gone. */
 void rd_lane_hear(struct rd_lane *l);
 /* Orderly end of all lanes, at most some time. */
 void rd_lanes_say_close(struct rdma *t);
-/* Why the lane cannot go on; code 0: the peer hung up. */
-int rd_lane_error(struct rd_lane *l, int code, struct lm_error *err, const char *fmt, ...)
-	__attribute__((format(printf, 4, 5)));
-bool rd_place_begin(struct rd_lane *l); /* false: the lane is shut */
-void rd_place_end(struct rd_lane *l);
 
 /* post.c: the send queue.  0, -EAGAIN: no room (or key, or memory) now, or an error */
 int rd_post_recv(struct rd_lane *l, unsigned buffer);

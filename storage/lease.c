@@ -18,10 +18,12 @@
  * (holder_pid) and goes on with it.
  */
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include "engine/base/cleanup.h"
 #include "engine/base/clock.h"
+#include "backends.h"
 #include "lease_state.h"
 #include "engine/base/testhook.h"
 
@@ -29,15 +31,6 @@
 #define LOOK_EVERY_NS (5 * LM_NS_PER_MS)         /* while take waits: whether that still makes sense */
 
 /* --- the OFD lock ---------------------------------------------------------------- */
-
-int lease_ofd(int fd, int command, short type)
-{
-	struct flock f = { .l_type = type, .l_whence = SEEK_SET, .l_start = LEASE_LOCK_AT, .l_len = 1 };
-
-	if (fcntl(fd, command, &f))
-		return -errno;
-	return command == F_OFD_GETLK && f.l_type != F_UNLCK ? -EBUSY : 0;
-}
 
 /* Somebody may have replaced or removed the file that we have open: that one is nobody's lock. */
 static int same_file(const struct lease *s, struct lm_error *err)
@@ -392,7 +385,7 @@ static int lease_break(struct lm_lock *l, int64_t deadline_ns, struct lm_error *
 	return r;
 }
 
-const struct lm_lock_ops lease_ops = {
+static const struct lm_lock_ops lease_ops = {
 	.name = "lease",
 	.acquire = lease_acquire,
 	.offer = lease_offer,
@@ -403,3 +396,43 @@ const struct lm_lock_ops lease_ops = {
 	.break_ = lease_break,
 	.close = lease_close,
 };
+
+/* --- making one --------------------------------------------------------------------- */
+
+static int path_set(struct lease *s, const char *rest, struct lm_error *err)
+{
+	static const char *const keys[] = { "local", NULL };
+	size_t len = strcspn(rest, "?");
+	const char *options = rest[len] ? rest + len + 1 : "";
+	char value[8];
+	int r = lm_lock_options_known(options, keys, err);
+
+	if (r)
+		return r;
+	s->local = lm_lock_option(options, "local", value, sizeof(value)) && !strcmp(value, "yes");
+	if (*rest != '/' || len >= sizeof(s->path) || rest[len - 1] == '/')
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "lease: needs the absolute path of a file");
+	memcpy(s->path, rest, len);
+	return 0;
+}
+
+int lm_lease_open(const char *rest, const struct lm_lock_params *p, struct lm_lock **ret, struct lm_error *err)
+{
+	struct lease *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s)
+		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "no memory");
+	s->lock = (struct lm_lock){ .ops = &lease_ops, .keep_fd = -1 };
+	s->fd = -1;
+	s->holder_pid = p->holder_pid;
+	r = path_set(s, rest, err);
+	if (!r)
+		r = lease_attach(s, err);
+	if (r) {
+		lease_close(&s->lock);
+		return r;
+	}
+	*ret = &s->lock;
+	return 0;
+}

@@ -108,23 +108,6 @@ void lease_close(struct lm_lock *l)
 	free(s);
 }
 
-static int path_set(struct lease *s, const char *rest, struct lm_error *err)
-{
-	static const char *const keys[] = { "local", NULL };
-	size_t len = strcspn(rest, "?");
-	const char *options = rest[len] ? rest + len + 1 : "";
-	char value[8];
-	int r = lm_lock_options_known(options, keys, err);
-
-	if (r)
-		return r;
-	s->local = lm_lock_option(options, "local", value, sizeof(value)) && !strcmp(value, "yes");
-	if (*rest != '/' || len >= sizeof(s->path) || rest[len - 1] == '/')
-		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "lease: needs the absolute path of a file");
-	memcpy(s->path, rest, len);
-	return 0;
-}
-
 int lease_attach(struct lease *s, struct lm_error *err)
 {
 	int fd, r = 0;
@@ -146,23 +129,11 @@ int lease_attach(struct lease *s, struct lm_error *err)
 	return r;
 }
 
-int lm_lease_open(const char *rest, const struct lm_lock_params *p, struct lm_lock **ret, struct lm_error *err)
+int lease_ofd(int fd, int command, short type)
 {
-	struct lease *s = calloc(1, sizeof(*s));
-	int r;
+	struct flock f = { .l_type = type, .l_whence = SEEK_SET, .l_start = LEASE_LOCK_AT, .l_len = 1 };
 
-	if (!s)
-		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "no memory");
-	s->lock = (struct lm_lock){ .ops = &lease_ops, .keep_fd = -1 };
-	s->fd = -1;
-	s->holder_pid = p->holder_pid;
-	r = path_set(s, rest, err);
-	if (!r)
-		r = lease_attach(s, err);
-	if (r) {
-		lease_close(&s->lock);
-		return r;
-	}
-	*ret = &s->lock;
-	return 0;
+	if (fcntl(fd, command, &f))
+		return -errno;
+	return command == F_OFD_GETLK && f.l_type != F_UNLCK ? -EBUSY : 0;
 }

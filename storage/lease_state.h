@@ -19,8 +19,6 @@ static inline struct lease *lease_of(struct lm_lock *l)
 	return (struct lease *)l;
 }
 
-extern const struct lm_lock_ops lease_ops; /* lease.c */
-
 /* --- lease_open.c --- */
 
 /* Opens the file when it is there; 0 with fd -1 when it is not. */
@@ -30,7 +28,7 @@ int lease_create(struct lease *s, struct lm_error *err);
 /* A member of lm_lock_ops. */
 void lease_close(struct lm_lock *l);
 
-/* lease.c: fcntl(F_OFD_*) of the lock's byte; for F_OFD_GETLK -EBUSY when another open file has it. */
+/* fcntl(F_OFD_*) of the lock's byte; for F_OFD_GETLK -EBUSY when another open file has it. */
 int lease_ofd(int fd, int command, short type);
 
 /* lease_show.c: a member of lm_lock_ops. */

@@ -88,7 +88,7 @@ int pr_preempt(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, uint64_t
 /* LOGICAL UNIT RESET, if that is still needed. */
 int pr_settle(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err);
 
-/* --- scsi_pr.c --- */
+/* --- scsi_hold.c --- */
 
 /*
  * Own it with `key`, from a reservation held by `old` (a key of this host, or one that
