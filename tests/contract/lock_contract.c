@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What engine/lock.h promises, for every backend and with real storage. */
+/* What engine/lock/lock.h promises, for every backend and with real storage. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What engine/transport.h promises, over every backend that runs on one host. */
+/* What engine/transport/transport.h promises, over every backend that runs on one host. */
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>

@@ -208,7 +208,7 @@ inline acquire_one(r)
 #define GIVE_BACK(r)    skip
 #endif
 
-/* ---- the source's engine: source.c, switchover.c ---- */
+/* ---- the source's engine: session/source.c, session/switchover.c, switchover/commit.c ---- */
 
 active proctype source_engine()
 {
@@ -339,7 +339,7 @@ over:
 	}
 }
 
-/* ---- the source's guardian: guardian.c ---- */
+/* ---- the source's guardian: switchover/guardian.c ---- */
 
 active proctype source_guardian()
 {
@@ -407,7 +407,7 @@ over:
 	}
 }
 
-/* ---- the destination's engine: dest.c ---- */
+/* ---- the destination's engine: session/dest.c ---- */
 
 active proctype dest_engine()
 {

@@ -78,7 +78,7 @@ inline run_dest()
 /* Whoever goes away closes its sockets. */
 inline lose() { up = false; answers = false }
 
-/* ---- the source: switchover.c, postcopy_source.c ---- */
+/* ---- the source: session/switchover.c, postcopy/serve.c ---- */
 
 active proctype source_engine()
 {
@@ -182,7 +182,7 @@ active proctype source_guardian()
 	}
 }
 
-/* ---- the destination: dest.c, postcopy_dest.c, puller.c ---- */
+/* ---- the destination: session/dest.c, postcopy/pull.c, postcopy/puller.c ---- */
 
 active proctype dest_engine()
 {

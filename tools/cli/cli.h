@@ -32,9 +32,12 @@ enum cli_shell { CLI_SHELL_NONE, CLI_SHELL_BASH, CLI_SHELL_ZSH };
 
 #define CLI_RAILS_MAX 10
 
+struct cli_subcommand;
+
 /* What the command line said; filled by cli_options_parse(). */
 struct cli_settings {
 	struct lm_options lm;
+	const struct cli_subcommand *subcommands; /* all that there are, for help; ends with a NULL name */
 	bool help, json, quiet;
 	unsigned verbose;
 	bool quit_source;
@@ -113,15 +116,15 @@ int cli_help(const struct cli_subcommand *self, struct cli_settings *settings);
 /* The whole command; main() without the process. */
 int cli_main(int argc, char *argv[]);
 
-/* Says what is wrong and where help is; returns CLI_EXIT_USAGE. */
+/* usage.c: says what is wrong and where help is; returns CLI_EXIT_USAGE. */
 int cli_usage_error(const struct cli_subcommand *self, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
 /* help.c */
-void cli_help_overview(FILE *to);
+void cli_help_overview(const struct cli_subcommand *all, FILE *to);
 void cli_help_subcommand(const struct cli_subcommand *sub, FILE *to);
 
 /* completion.c */
-void cli_completion(enum cli_shell shell, FILE *to);
+void cli_completion(const struct cli_subcommand *all, enum cli_shell shell, FILE *to);
 
 #endif

@@ -1,20 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* From argv to a subcommand. */
-#include <stdarg.h>
 #include <string.h>
 #include "options.h"
-
-int cli_usage_error(const struct cli_subcommand *self, const char *fmt, ...)
-{
-	va_list ap;
-
-	fprintf(stderr, "migrate-rdma %s: ", self->name);
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fprintf(stderr, "\n'migrate-rdma %s --help' lists its options.\n", self->name);
-	return CLI_EXIT_USAGE;
-}
 
 /* --help and --version are subcommands, too, for those who expect them. */
 static const char *subcommand_name(const char *word)
@@ -29,7 +16,7 @@ static const char *subcommand_name(const char *word)
 static int no_subcommand(const char *word)
 {
 	if (!word) {
-		cli_help_overview(stderr);
+		cli_help_overview(subcommands, stderr);
 		return CLI_EXIT_USAGE;
 	}
 	fprintf(stderr, "migrate-rdma: there is no subcommand '%s'; there are:", word);
@@ -48,6 +35,7 @@ int cli_main(int argc, char *argv[])
 	if (!sub)
 		return no_subcommand(argc > 1 ? argv[1] : NULL);
 	cli_settings_init(&settings);
+	settings.subcommands = subcommands;
 	if (cli_options_parse(sub, argc - 1, argv + 1, &settings, &err))
 		return cli_usage_error(sub, "%s", err.msg);
 	if (settings.help) {

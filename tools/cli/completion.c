@@ -43,7 +43,7 @@ static void bash_argument(const struct cli_subcommand *sub, const struct cli_opt
 	fprintf(to, "; return ;;\n");
 }
 
-static void bash(FILE *to)
+static void bash(const struct cli_subcommand *all, FILE *to)
 {
 	fprintf(to, "# bash completion for migrate-rdma, made by 'migrate-rdma help --completion bash'\n"
 		"_migrate_rdma()\n{\n"
@@ -54,18 +54,18 @@ static void bash(FILE *to)
 		"\t\t\tmapfile -t COMPREPLY < <(compgen -c -f -- \"$cur\")\n"
 		"\t\t\treturn\n\t\tfi\n\tdone\n"
 		"\tcase $sub:$prev in\n");
-	for (const struct cli_subcommand *s = subcommands; s->name; s++) {
+	for (const struct cli_subcommand *s = all; s->name; s++) {
 		for (const struct cli_option *o = s->options; o->name; o++) {
 			if (o->argument)
 				bash_argument(s, o, to);
 		}
 	}
 	fprintf(to, "\tesac\n\tcase $sub in\n");
-	for (const struct cli_subcommand *s = subcommands; s->name; s++)
+	for (const struct cli_subcommand *s = all; s->name; s++)
 		bash_words(s, to);
 	fprintf(to, "\t*) words= ;;\n\tesac\n"
 		"\tif ((COMP_CWORD == 1)) || { [[ $sub == help && $cur != -* ]]; }; then\n\t\twords='");
-	for (const struct cli_subcommand *s = subcommands; s->name; s++)
+	for (const struct cli_subcommand *s = all; s->name; s++)
 		fprintf(to, "%s%s", s->name, s[1].name ? " " : "");
 	fprintf(to, "'\n\tfi\n\tmapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n}\n"
 		"complete -F _migrate_rdma migrate-rdma\n");
@@ -128,24 +128,24 @@ static void zsh_subcommand(const struct cli_subcommand *s, FILE *to)
 	fputs("\t\t;;\n", to);
 }
 
-static void zsh(FILE *to)
+static void zsh(const struct cli_subcommand *all, FILE *to)
 {
 	fputs("#compdef migrate-rdma\n# made by 'migrate-rdma help --completion zsh'\n"
 	      "_migrate_rdma_subcommands()\n{\n\tlocal -a subs=(\n", to);
-	for (const struct cli_subcommand *s = subcommands; s->name; s++)
+	for (const struct cli_subcommand *s = all; s->name; s++)
 		fprintf(to, "\t\t'%s:%s'\n", s->name, s->summary);
 	fputs("\t)\n\t_describe subcommand subs\n}\n\n"
 	      "_migrate_rdma()\n{\n\tif ((CURRENT == 2)); then\n\t\t_migrate_rdma_subcommands\n"
 	      "\t\treturn\n\tfi\n\tshift words\n\t((CURRENT--))\n\tcase $words[1] in\n", to);
-	for (const struct cli_subcommand *s = subcommands; s->name; s++)
+	for (const struct cli_subcommand *s = all; s->name; s++)
 		zsh_subcommand(s, to);
 	fputs("\tesac\n}\n\n_migrate_rdma \"$@\"\n", to);
 }
 
-void cli_completion(enum cli_shell shell, FILE *to)
+void cli_completion(const struct cli_subcommand *all, enum cli_shell shell, FILE *to)
 {
 	if (shell == CLI_SHELL_BASH)
-		bash(to);
+		bash(all, to);
 	else
-		zsh(to);
+		zsh(all, to);
 }

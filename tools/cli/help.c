@@ -91,24 +91,31 @@ void cli_help_subcommand(const struct cli_subcommand *sub, FILE *to)
 	fprintf(to, "\nmigrate-rdma(1) explains all of it.\n");
 }
 
-void cli_help_overview(FILE *to)
+void cli_help_overview(const struct cli_subcommand *all, FILE *to)
 {
 	fprintf(to, "usage: migrate-rdma SUBCOMMAND [OPTION...]\n\n"
 		"Move a running QEMU guest from one host to another.\n\n");
-	for (const struct cli_subcommand *s = subcommands; s->name; s++)
+	for (const struct cli_subcommand *s = all; s->name; s++)
 		fprintf(to, "  %-12s%s\n", s->name, s->summary);
 	fprintf(to, "\nOn the destination:  migrate-rdma receive --listen ADDRESS:PORT -- QEMU ARGUMENT...\n"
 		"On the source:       migrate-rdma send --qmp SOCKET --to ADDRESS:PORT\n\n"
 		"'migrate-rdma SUBCOMMAND --help' lists its options; migrate-rdma(1) explains them.\n");
 }
 
+static const struct cli_subcommand *find(const struct cli_subcommand *all, const char *name)
+{
+	while (all->name && strcmp(all->name, name))
+		all++;
+	return all->name ? all : NULL;
+}
+
 int cli_help(const struct cli_subcommand *self, struct cli_settings *settings)
 {
 	const char *name = settings->words[0];
-	const struct cli_subcommand *sub = name ? cli_subcommand_find(name) : NULL;
+	const struct cli_subcommand *sub = name ? find(settings->subcommands, name) : NULL;
 
 	if (settings->completion) {
-		cli_completion((enum cli_shell)settings->completion, stdout);
+		cli_completion(settings->subcommands, (enum cli_shell)settings->completion, stdout);
 		return CLI_EXIT_OK;
 	}
 	if (name && !sub)
@@ -116,6 +123,6 @@ int cli_help(const struct cli_subcommand *self, struct cli_settings *settings)
 	if (sub)
 		cli_help_subcommand(sub, stdout);
 	else
-		cli_help_overview(stdout);
+		cli_help_overview(settings->subcommands, stdout);
 	return CLI_EXIT_OK;
 }
