@@ -293,3 +293,17 @@ bool is_watched(pid_t pid)
 		       (strstr(line, " um ") || strstr(line, " uw ") || strstr(line, " ui "));
 	return yes;
 }
+
+int pager_main(int argc, char **argv, int (*run)(const struct memory *m))
+{
+	int failed;
+
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
+	failed = run(&memory_tmpfs);
+	failed += run(&memory_thp);
+	hugepages_add(HUGEPAGES);
+	failed += run(&memory_hugetlb);
+	hugepages_add(-HUGEPAGES);
+	return failed;
+}

@@ -86,4 +86,9 @@ uint64_t huge_mapped_kib(pid_t pid);
 /* Whether any mapping of the process is registered with a userfaultfd. */
 bool is_watched(pid_t pid);
 
+/* In run(), whose argument is called m. */
+#define PAGER_TEST(f) { #f, f, world_setup, world_teardown, (void *)m }
+/* Runs the tests once per kind of memory; argv[1]: a filter.  Returns how many failed. */
+int pager_main(int argc, char **argv, int (*run)(const struct memory *m));
+
 #endif

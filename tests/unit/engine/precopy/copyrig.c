@@ -347,3 +347,14 @@ int rig_copy(struct rig *g, struct lm_error *err)
 	}
 	return r ? r : redos;
 }
+
+void rig_assert_copied(struct rig *g, int redos_wanted)
+{
+	struct lm_error err = { 0 };
+	int r = rig_copy(g, &err);
+
+	if (r < 0)
+		fail_msg("%s", err.msg);
+	assert_int_equal(r, redos_wanted);
+	assert_true(rig_equal(g));
+}

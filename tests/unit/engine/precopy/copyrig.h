@@ -50,6 +50,8 @@ void rig_reuse_dest(struct rig *g, unsigned seed);
 void rig_all(struct rig *g);
 /* Copy todo; lanes that die are dropped as the destination does it.  The number of redos, or the error. */
 int rig_copy(struct rig *g, struct lm_error *err);
+/* Copies todo, with so many redos, and both sides are equal. */
+void rig_assert_copied(struct rig *g, int redos_wanted);
 bool rig_equal(const struct rig *g);
 uint64_t rig_blocks(const struct lm_ram *ram);
 uint8_t *rig_page(const struct lm_ram *ram, unsigned region, uint64_t page);
