@@ -69,7 +69,7 @@ static const struct lm_vm_ops qemu_ops = {
 	.state_wait = qemu_state_wait,
 	.resume = qemu_resume,
 	.keep_fd = qemu_keep_fd,
-	.rescue = qemu_rescue,
+	.force = qemu_force,
 	.detach = qemu_detach,
 };
 

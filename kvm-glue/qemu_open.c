@@ -92,7 +92,7 @@ static struct qemu *qemu_new(const struct lm_qemu_options *o)
 
 	if (!q)
 		return NULL;
-	q->base.rescue_fd = -1;
+	q->base.guardian_fd = -1;
 	q->side = o->side;
 	q->base.pidfd = -1;
 	q->state_fd = -1;
@@ -112,7 +112,7 @@ int qemu_open(const struct lm_qemu_options *options, struct qemu **ret, struct l
 	r = lm_qmp_connect(options->qmp, options->cancel_fd, qemu_deadline(q), &q->qmp, err);
 	if (!r) {
 		lm_qmp_set_event(q->qmp, qemu_on_event, q);
-		q->base.rescue_fd = lm_qmp_fd(q->qmp);
+		q->base.guardian_fd = lm_qmp_fd(q->qmp);
 		r = process_find(q, options->pid, err);
 	}
 	if (!r)

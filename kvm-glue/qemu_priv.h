@@ -140,8 +140,10 @@ int qemu_state_wait(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
 int qemu_run_loaded(struct qemu *q, int64_t deadline_ns, struct lm_error *err);
 /* qemu_pager.c */
 int qemu_pager(struct lm_vm *vm, const struct lm_ram *ram, struct lm_pager **ret, struct lm_error *err);
-/* qemu_rescue.c */
-int qemu_rescue(int rescue_fd, int pidfd, enum lm_rescue what, int64_t deadline_ns, struct lm_error *err);
+/* qemu_force.c */
+/* 0 when QEMU has closed the connection, which it does when it ends. */
+int qemu_quit(struct lm_qmp *qmp, int64_t deadline_ns, struct lm_error *err);
+int qemu_force(int guardian_fd, int pidfd, enum lm_force what, int64_t deadline_ns, struct lm_error *err);
 /* Keeps a copy of the socket and gives it to QEMU under QEMU_FD_NAME. */
 int qemu_give_state_fd(struct qemu *q, int state_fd, struct lm_error *err);
 

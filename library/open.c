@@ -41,7 +41,7 @@ static int orphan_new(pid_t pid, struct lm_vm **ret, struct lm_error *err)
 	if (!vm)
 		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "out of memory");
 	vm->ops = &orphan_ops;
-	vm->rescue_fd = -1;
+	vm->guardian_fd = -1;
 	vm->pid = pid;
 	vm->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	if (vm->pidfd < 0) {

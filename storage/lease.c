@@ -27,7 +27,7 @@
 #include "lease_state.h"
 #include "engine/base/testhook.h"
 
-#define ACQUIRE_PATIENCE_NS (200 * LM_NS_PER_MS) /* somebody may just be releasing or looking */
+#define ACQUIRE_WAIT_NS (200 * LM_NS_PER_MS) /* somebody may just be releasing or looking */
 #define LOOK_EVERY_NS (5 * LM_NS_PER_MS)         /* while take waits: whether that still makes sense */
 
 /* --- the OFD lock ---------------------------------------------------------------- */
@@ -180,7 +180,7 @@ static int lease_acquire(struct lm_lock *l, bool free_too, int64_t deadline_ns, 
 	if (!r)
 		r = refuse_early(s, err);
 	if (!r)
-		r = enter(s, lm_deadline_min(deadline_ns, lm_now_ns() + ACQUIRE_PATIENCE_NS), &record, &fresh, err);
+		r = enter(s, lm_deadline_min(deadline_ns, lm_now_ns() + ACQUIRE_WAIT_NS), &record, &fresh, err);
 	if (r == -EUCLEAN)
 		unlock(s);
 	if (r)
@@ -346,7 +346,7 @@ static int lease_release(struct lm_lock *l, int64_t deadline_ns, struct lm_error
 		return r;
 	if (!s->locked && !lease_record_read(s->fd, &record, NULL) && not_ours(s, &record, err))
 		return -EPERM;
-	r = enter(s, lm_deadline_min(deadline_ns, lm_now_ns() + ACQUIRE_PATIENCE_NS), &record, &fresh, err);
+	r = enter(s, lm_deadline_min(deadline_ns, lm_now_ns() + ACQUIRE_WAIT_NS), &record, &fresh, err);
 	if (r && r != -EUCLEAN)
 		return r;
 	if (!r)
@@ -369,7 +369,7 @@ static int lease_break(struct lm_lock *l, int64_t deadline_ns, struct lm_error *
 
 	if (r || s->fd < 0)
 		return r;
-	r = enter(s, lm_deadline_min(deadline_ns, lm_now_ns() + ACQUIRE_PATIENCE_NS), &record, &fresh, err);
+	r = enter(s, lm_deadline_min(deadline_ns, lm_now_ns() + ACQUIRE_WAIT_NS), &record, &fresh, err);
 	if (r && r != -EUCLEAN)
 		return r;
 	if (r || record.state >= LEASE_OWNED) {

@@ -40,7 +40,7 @@ static void rekey(struct scsi_pr *s, const struct lm_scsi_path *p, uint64_t old,
  * may be taken), or from none (0).  The path that is registered already changes
  * its key strictly.  0 when READ RESERVATION says so; -EBUSY: somebody else was first.
  */
-int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int64_t deadline_ns,
+int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool disks_idle, int64_t deadline_ns,
 	      struct lm_error *err)
 {
 	struct lm_scsi_path *p = pr_best(s);
@@ -61,7 +61,7 @@ int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int64_t
 	rekey(s, p, old, key, deadline_ns);
 	r = lm_fault_point("lock-registered", err);
 	if (!r)
-		r = old ? pr_preempt(s, p, key, old, quiet, deadline_ns, err) :
+		r = old ? pr_preempt(s, p, key, old, disks_idle, deadline_ns, err) :
 		    lm_pr_out(p, LM_PR_RESERVE, s->options.type, key, 0, false, deadline_ns, err);
 	s->doubt = r == -EBUSY; /* gone already, somebody was first, or it is we who are not registered */
 	if (r && !s->doubt)

@@ -186,7 +186,7 @@ static int take_once(struct scsi_pr *s, const struct lm_lock_note *offer, int64_
 	if (v.held && v.holder == mine) {
 		/* Taken before, perhaps through a nexus that is gone, perhaps without all that follows. */
 		r = pr_reg_all(s, mine, deadline_ns, err);
-		s->in_flight |= !offer->quiet;
+		s->in_flight |= !offer->disks_idle;
 		if (!r)
 			r = pr_settle(s, deadline_ns, err);
 		return r ? r : pr_purge(s, pr_best(s), &v, mine, deadline_ns, err);
@@ -195,7 +195,7 @@ static int take_once(struct scsi_pr *s, const struct lm_lock_note *offer, int64_
 		return pr_held_by(s, &v, -ESTALE, err);
 	r = lm_fault_point("lock-owning", err);
 	if (!r)
-		r = pr_become(s, mine, offer->detail, offer->quiet, deadline_ns, err);
+		r = pr_become(s, mine, offer->detail, offer->disks_idle, deadline_ns, err);
 	return r == -EBUSY || r == -ENOLINK ? -EAGAIN : r;
 }
 

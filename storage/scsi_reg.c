@@ -290,13 +290,13 @@ int pr_purge(struct scsi_pr *s, struct lm_scsi_path *p, const struct lm_pr_view 
 	return 0;
 }
 
-int pr_preempt(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, uint64_t other, bool quiet,
+int pr_preempt(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, uint64_t other, bool disks_idle,
 	       int64_t deadline_ns, struct lm_error *err)
 {
 	int r;
 
-	s->in_flight |= !quiet;
-	if (quiet || s->no_abort)
+	s->in_flight |= !disks_idle;
+	if (disks_idle || s->no_abort)
 		return lm_pr_out(p, LM_PR_PREEMPT, s->options.type, key, other, false, deadline_ns, err);
 	r = lm_pr_out(p, LM_PR_PREEMPT_ABORT, s->options.type, key, other, false, deadline_ns, err);
 	if (!r)

@@ -34,7 +34,7 @@ static int let_go(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err)
  * Through this handle's own nexus, with a key that no other process or host has: take
  * the reservation over, whose ever it is, then let it go.
  */
-static int free_it(struct scsi_pr *s, const struct lm_pr_view *v, bool quiet, int64_t deadline_ns,
+static int free_it(struct scsi_pr *s, const struct lm_pr_view *v, bool disks_idle, int64_t deadline_ns,
 		   struct lm_error *err)
 {
 	uint64_t epoch = pr_epoch_next(s, v);
@@ -42,7 +42,7 @@ static int free_it(struct scsi_pr *s, const struct lm_pr_view *v, bool quiet, in
 
 	s->options.type = v->type;
 	if (!r)
-		r = pr_become(s, lm_pr_key(s->host, epoch), v->holder, quiet, deadline_ns, err);
+		r = pr_become(s, lm_pr_key(s->host, epoch), v->holder, disks_idle, deadline_ns, err);
 	if (!r)
 		r = let_go(s, deadline_ns, err);
 	return r == -EBUSY || r == -ENOLINK ? -EAGAIN : r;

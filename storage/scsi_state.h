@@ -79,10 +79,10 @@ void pr_withdraw(struct scsi_pr *s, int64_t deadline_ns);
 int pr_purge(struct scsi_pr *s, struct lm_scsi_path *p, const struct lm_pr_view *v, uint64_t keep,
 	     int64_t deadline_ns, struct lm_error *err);
 /*
- * PREEMPT of key `other` by `key`.  Unless its host is known to be quiet, by PREEMPT AND
+ * PREEMPT of key `other` by `key`.  Unless nothing of its host is known to be in flight, by PREEMPT AND
  * ABORT, or s->in_flight stays set: then pr_settle() has to end what is in flight.
  */
-int pr_preempt(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, uint64_t other, bool quiet,
+int pr_preempt(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, uint64_t other, bool disks_idle,
 	       int64_t deadline_ns, struct lm_error *err);
 
 /* LOGICAL UNIT RESET, if that is still needed. */
@@ -95,7 +95,7 @@ int pr_settle(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err);
  * may be taken), or from none (0).  0 when READ RESERVATION says so; -EBUSY: somebody
  * else was first.
  */
-int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool quiet, int64_t deadline_ns,
+int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool disks_idle, int64_t deadline_ns,
 	      struct lm_error *err);
 /* How an operation ended that was tried several times: -EAGAIN becomes -ETIMEDOUT. */
 int pr_given_up(int r, struct lm_error *err);

@@ -182,7 +182,7 @@ int lm_lock_prepare(struct lm_lock *l, const uint8_t bytes[static LM_LOCK_NOTE_S
 	return done(l, r, err);
 }
 
-int lm_lock_offer(struct lm_lock *l, const uint8_t bytes[static LM_LOCK_NOTE_SIZE], bool quiet,
+int lm_lock_offer(struct lm_lock *l, const uint8_t bytes[static LM_LOCK_NOTE_SIZE], bool disks_idle,
 		  uint8_t ret_note[static LM_LOCK_NOTE_SIZE], int64_t deadline_ns, struct lm_error *err)
 {
 	struct lm_lock_note answer, note;
@@ -194,7 +194,7 @@ int lm_lock_offer(struct lm_lock *l, const uint8_t bytes[static LM_LOCK_NOTE_SIZ
 	if (r)
 		return done(l, r, err);
 	note_init(l, LM_NOTE_OFFER, &note);
-	note.quiet = quiet;
+	note.disks_idle = disks_idle;
 	l->remark[0] = 0;
 	l->state = LM_LOCK_OFFERED; /* also when it fails: what the storage says now is not known */
 	r = l->ops->offer(l, &answer, &note, deadline_ns, err);

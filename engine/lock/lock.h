@@ -63,7 +63,7 @@ enum lm_lock_note_kind {
 /* What a note says, decoded.  A backend uses host, epoch, id and what it puts into detail. */
 struct lm_lock_note {
 	enum lm_lock_note_kind kind;
-	bool quiet;                    /* nothing of the source is in flight, and nothing will be sent */
+	bool disks_idle;               /* nothing of the source is in flight, and nothing will be sent */
 	char scheme[LM_LOCK_SCHEME_MAX];
 	char host[LM_LOCK_HOST_MAX];   /* who wrote the note */
 	uint64_t epoch;                /* of the lock when it was written */
@@ -161,10 +161,10 @@ int lm_lock_announce(struct lm_lock *l, uint8_t ret_note[static LM_LOCK_NOTE_SIZ
 int lm_lock_prepare(struct lm_lock *l, const uint8_t note[static LM_LOCK_NOTE_SIZE],
 		    uint8_t ret_answer[static LM_LOCK_NOTE_SIZE], int64_t deadline_ns, struct lm_error *err);
 /*
- * From here on this host must not write, whatever comes.  quiet: the caller knows
+ * From here on this host must not write, whatever comes.  disks_idle: the caller knows
  * that all writes of this host to the storage have been answered.
  */
-int lm_lock_offer(struct lm_lock *l, const uint8_t answer[static LM_LOCK_NOTE_SIZE], bool quiet,
+int lm_lock_offer(struct lm_lock *l, const uint8_t answer[static LM_LOCK_NOTE_SIZE], bool disks_idle,
 		  uint8_t ret_note[static LM_LOCK_NOTE_SIZE], int64_t deadline_ns, struct lm_error *err);
 /* Returns 0 when this host holds it now, with the epoch in *ret_epoch (may be NULL). */
 int lm_lock_take(struct lm_lock *l, const uint8_t note[static LM_LOCK_NOTE_SIZE], uint64_t *ret_epoch,

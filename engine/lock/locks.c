@@ -38,7 +38,7 @@ void lm_locks_close(struct lm_locks *l)
 struct call {
 	const struct lm_lock_notes *in;
 	struct lm_lock_notes *out;
-	bool quiet;
+	bool disks_idle;
 	bool patient; /* try again until the deadline */
 	bool free_too;
 	bool owning;  /* it may make this host the owner */
@@ -136,13 +136,13 @@ int lm_locks_prepare(struct lm_locks *l, const struct lm_lock_notes *announce, s
 
 static int offer_one(struct lm_lock *l, const struct call *c, unsigned i, int64_t deadline_ns, struct lm_error *err)
 {
-	return lm_lock_offer(l, c->in->note[i], c->quiet, c->out->note[i], deadline_ns, err);
+	return lm_lock_offer(l, c->in->note[i], c->disks_idle, c->out->note[i], deadline_ns, err);
 }
 
-int lm_locks_offer(struct lm_locks *l, const struct lm_lock_notes *answer, bool quiet, struct lm_lock_notes *ret,
+int lm_locks_offer(struct lm_locks *l, const struct lm_lock_notes *answer, bool disks_idle, struct lm_lock_notes *ret,
 		   int64_t deadline_ns, struct lm_error *err)
 {
-	const struct call c = { .one = offer_one, .in = answer, .out = ret, .quiet = quiet };
+	const struct call c = { .one = offer_one, .in = answer, .out = ret, .disks_idle = disks_idle };
 	int r = check_count(l, answer, err);
 
 	ret->n = l->n;

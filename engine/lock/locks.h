@@ -51,7 +51,7 @@ int lm_locks_announce(struct lm_locks *l, struct lm_lock_notes *ret, int64_t dea
 /* Another number of notes than locks: -EMEDIUMTYPE. */
 int lm_locks_prepare(struct lm_locks *l, const struct lm_lock_notes *announce, struct lm_lock_notes *ret_answer,
 		     int64_t deadline_ns, struct lm_error *err);
-int lm_locks_offer(struct lm_locks *l, const struct lm_lock_notes *answer, bool quiet, struct lm_lock_notes *ret,
+int lm_locks_offer(struct lm_locks *l, const struct lm_lock_notes *answer, bool disks_idle, struct lm_lock_notes *ret,
 		   int64_t deadline_ns, struct lm_error *err);
 /*
  * These two try a lock again, until the deadline, as long as the error is not final: a path

@@ -13,7 +13,7 @@
 
 #define NOTE_MAGIC 0x4b434f4cu /* "LOCK" */
 #define NOTE_VERSION 1
-#define NOTE_QUIET 1u
+#define NOTE_DISKS_IDLE 1u
 
 struct wire_note {
 	struct le32 magic;
@@ -36,7 +36,7 @@ void lm_lock_note_put(const struct lm_lock_note *note, uint8_t ret[static LM_LOC
 		.magic = lm_le32(NOTE_MAGIC),
 		.version = lm_le16(NOTE_VERSION),
 		.kind = lm_le16((uint16_t)note->kind),
-		.flags = lm_le32(note->quiet ? NOTE_QUIET : 0),
+		.flags = lm_le32(note->disks_idle ? NOTE_DISKS_IDLE : 0),
 		.epoch = lm_le64(note->epoch),
 		.detail = lm_le64(note->detail),
 	};
@@ -75,13 +75,13 @@ int lm_lock_note_get(const uint8_t bytes[static LM_LOCK_NOTE_SIZE], struct lm_lo
 	if (lm_le32_get(w.magic) != NOTE_MAGIC || lm_le16_get(w.version) != NOTE_VERSION)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "what the other host sent is no note about a lock, or "
 			      "one of another version");
-	if (kind < LM_NOTE_ANNOUNCE || kind > LM_NOTE_OFFER || (lm_le32_get(w.flags) & ~NOTE_QUIET) ||
+	if (kind < LM_NOTE_ANNOUNCE || kind > LM_NOTE_OFFER || (lm_le32_get(w.flags) & ~NOTE_DISKS_IDLE) ||
 	    lm_le32_get(w.reserved) || !all_zero(w.pad, sizeof(w.pad)) ||
 	    !field_valid(w.scheme, sizeof(w.scheme)) || !field_valid(w.host, sizeof(w.host)))
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the other host's note about a lock makes no sense");
 	*ret = (struct lm_lock_note){
 		.kind = (enum lm_lock_note_kind)kind,
-		.quiet = lm_le32_get(w.flags) & NOTE_QUIET,
+		.disks_idle = lm_le32_get(w.flags) & NOTE_DISKS_IDLE,
 		.epoch = lm_le64_get(w.epoch),
 		.detail = lm_le64_get(w.detail),
 	};

@@ -38,7 +38,7 @@ void lm_arrival_leave(struct lm_arrival *a, unsigned region, uint64_t first, uin
 	first = first / unit * unit;
 	n = end - first;
 	known = lm_bitmap_count_range(&a->missing.maps[region], first, n);
-	a->left += n - known;
+	a->left_behind += n - known;
 	atomic_fetch_add(&a->remaining, n - known);
 	lm_bitmap_set_range(&a->missing.maps[region], first, n);
 	lm_bitmap_clear_range(&a->whole[region], first, n);
@@ -74,7 +74,7 @@ void lm_arrival_resume(struct lm_arrival *a)
 			missing->words[w] &= ~a->whole[i].words[w];
 		sum += lm_bitmap_count(missing);
 	}
-	a->left = sum;
+	a->left_behind = sum;
 	atomic_store(&a->remaining, sum);
 }
 
@@ -308,7 +308,7 @@ void lm_arrival_stats(struct lm_arrival *a, struct lm_postcopy_stats *stats)
 {
 	LM_AUTO_UNLOCK pthread_mutex_t *guard = lm_mutex_lock(&a->mutex);
 
-	stats->left_pages = a->left;
+	stats->left_pages = a->left_behind;
 	stats->missing_pages = atomic_load(&a->remaining);
 	stats->faults = a->waits.count + a->nwaiters;
 	stats->fault_p50_ns = lm_hist_quantile(&a->waits, 0.5);

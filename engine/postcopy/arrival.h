@@ -42,7 +42,7 @@ struct lm_arrival {
 	struct lm_hist waits;
 	unsigned cursor_region;    /* where the background goes on: behind the last fault */
 	uint64_t cursor_page;
-	uint64_t left;             /* pages named by leave() */
+	uint64_t left_behind;      /* pages named by leave() */
 	_Atomic uint64_t remaining; /* pages that are not whole; written under the mutex */
 	_Atomic unsigned waiting;   /* nwaiters, for a look without the mutex */
 };

@@ -47,14 +47,14 @@ void lm_postcopy_tell_source(struct lm_postcopy_dest *p);
  */
 int lm_postcopy_dest_lanes_init(struct lm_postcopy_dest *p, const struct lm_transport_params *params, struct lm_error *err);
 /* Several times a second while pages are fetched: try, take back. */
-int lm_postcopy_lanes_tick(struct lm_postcopy_dest *p, struct lm_error *err);
+int lm_postcopy_dest_lanes_tick(struct lm_postcopy_dest *p, struct lm_error *err);
 /* No attempt is under way afterwards. */
-void lm_postcopy_lanes_settle(struct lm_postcopy_dest *p);
+void lm_postcopy_dest_lanes_settle(struct lm_postcopy_dest *p);
 int lm_postcopy_source_lanes_init(struct lm_postcopy_source *p, const struct lm_transport_params *params,
 				  struct lm_error *err);
 /* LANE_OPEN has come; and, several times a second, what has become of it. */
 int lm_postcopy_lane_open(struct lm_postcopy_source *p, const struct lm_msg *msg, struct lm_error *err);
-void lm_postcopy_lanes_look(struct lm_postcopy_source *p);
+void lm_postcopy_source_lanes_tick(struct lm_postcopy_source *p);
 
 /*
  * show.c: once the guest runs, pages that are whole are given back to it before it touches them.  Only on

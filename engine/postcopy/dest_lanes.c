@@ -49,7 +49,7 @@ static int ask_for(struct lm_postcopy_dest *p, unsigned lane, struct lm_error *e
 	return lm_comeback_begin(&p->both.comeback, p->both.transport, lane, token, lm_deadline_after(wait_ns), err);
 }
 
-int lm_postcopy_lanes_tick(struct lm_postcopy_dest *p, struct lm_error *err)
+int lm_postcopy_dest_lanes_tick(struct lm_postcopy_dest *p, struct lm_error *err)
 {
 	struct lm_comeback *c = &p->both.comeback;
 	uint64_t fresh;
@@ -69,7 +69,7 @@ int lm_postcopy_lanes_tick(struct lm_postcopy_dest *p, struct lm_error *err)
 }
 
 /* A lane that has come back just now is not used: all are closed next. */
-void lm_postcopy_lanes_settle(struct lm_postcopy_dest *p)
+void lm_postcopy_dest_lanes_settle(struct lm_postcopy_dest *p)
 {
 	struct lm_comeback *c = &p->both.comeback;
 	unsigned unused;

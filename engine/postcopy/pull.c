@@ -59,7 +59,7 @@ static int wait_for_news(struct lm_postcopy_dest *p, struct lm_error *err)
 	return 0;
 }
 
-static int look(struct lm_postcopy_dest *p, struct lm_error *err)
+static int check_all(struct lm_postcopy_dest *p, struct lm_error *err)
 {
 	int r = lm_postcopy_vm_error(p, err);
 
@@ -68,7 +68,7 @@ static int look(struct lm_postcopy_dest *p, struct lm_error *err)
 		r = lm_err(err, -ECONNRESET, LM_SCOPE_SESSION, "no lane is left");
 	if (!r)
 		r = listen_to_source(p, err);
-	return r ? r : lm_postcopy_lanes_tick(p, err);
+	return r ? r : lm_postcopy_dest_lanes_tick(p, err);
 }
 
 static int fetch(struct lm_postcopy_dest *p, struct lm_error *err)
@@ -81,7 +81,7 @@ static int fetch(struct lm_postcopy_dest *p, struct lm_error *err)
 		r = wait_for_news(p, err);
 		if (r)
 			return r;
-		r = look(p, err);
+		r = check_all(p, err);
 		if (!r && lm_now_ns() - last > STATUS_NS) {
 			learn_link(p, lm_now_ns() - last);
 			last = lm_now_ns();
@@ -96,7 +96,7 @@ static int fetch_rest(struct lm_postcopy_dest *p, struct lm_error *err)
 {
 	int r = fetch(p, err);
 
-	lm_postcopy_lanes_settle(p);
+	lm_postcopy_dest_lanes_settle(p);
 	return r;
 }
 

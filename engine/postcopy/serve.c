@@ -82,7 +82,7 @@ static int answer(struct lm_postcopy_source *p, struct lm_error *err)
 		int r;
 
 		poll(fds, 2, 100);
-		lm_postcopy_lanes_look(p);
+		lm_postcopy_source_lanes_tick(p);
 		r = lm_control_try_recv(&c->control, &msg, err);
 		if (r > 0)
 			r = handle(p, &msg, err);

@@ -54,7 +54,7 @@ int lm_postcopy_lane_open(struct lm_postcopy_source *p, const struct lm_msg *msg
 	return lm_comeback_begin(c, p->both.transport, lane, token, lm_deadline_after(LM_LANE_ATTEMPT_NS), err);
 }
 
-void lm_postcopy_lanes_look(struct lm_postcopy_source *p)
+void lm_postcopy_source_lanes_tick(struct lm_postcopy_source *p)
 {
 	if (lm_comeback_over(&p->both.comeback))
 		end_there(p);

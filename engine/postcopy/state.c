@@ -13,7 +13,7 @@
 #define MAGIC "LMPOSTC"
 #define VERSION 1
 
-int64_t lm_pcstate_patience_ns = 10 * LM_NS_PER_S;
+int64_t lm_pcstate_wait_ns = 10 * LM_NS_PER_S;
 
 /* A directory that is ours and nobody else can write to. */
 static bool private_dir(const char *path)
@@ -95,7 +95,7 @@ static uint64_t start_of(int32_t pid)
 
 static int lock(struct lm_pcstate *st, struct lm_error *err)
 {
-	int64_t deadline = lm_deadline_after(lm_pcstate_patience_ns);
+	int64_t deadline = lm_deadline_after(lm_pcstate_wait_ns);
 	struct timespec nap = { 0, 10 * LM_NS_PER_MS };
 
 	while (flock(st->fd, LOCK_EX | LOCK_NB)) {
@@ -258,7 +258,7 @@ static bool head_valid(const struct lm_pcstate *st, const struct lm_pcstate_head
 /* An engine that is dying holds no lock any more, but perhaps still its devices. */
 static int await_end(const struct lm_pcstate_head *h, struct lm_error *err)
 {
-	int64_t deadline = lm_deadline_after(lm_pcstate_patience_ns);
+	int64_t deadline = lm_deadline_after(lm_pcstate_wait_ns);
 	struct timespec nap = { 0, 10 * LM_NS_PER_MS };
 
 	while (h->engine_pid != getpid() && start_of(h->engine_pid) == h->engine_start) {

@@ -67,6 +67,6 @@ int lm_pcstate_ram(const struct lm_pcstate *st, struct lm_ram *ret_ram, struct l
 void lm_pcstate_close(struct lm_pcstate *st);  /* takes a zeroed one; the file stays */
 void lm_pcstate_remove(struct lm_pcstate *st); /* nothing is left to recover */
 /* How long to wait for an engine that is about to die, 10 s.  Tests have less patience. */
-extern int64_t lm_pcstate_patience_ns;
+extern int64_t lm_pcstate_wait_ns;
 
 #endif

@@ -77,7 +77,7 @@ int lm_precopy_scan_early(struct lm_precopy *p, struct lm_error *err);
 int lm_precopy_round(struct lm_precopy *p, struct lm_round *round, bool drain, bool may_interrupt,
 		     struct lm_error *err);
 /* tick.c */
-int lm_precopy_look(struct lm_precopy *p, bool vm_exited, struct lm_error *err);
+int lm_precopy_check(struct lm_precopy *p, bool vm_exited, struct lm_error *err);
 bool lm_precopy_postcopy_asked(const struct lm_precopy *p, int64_t now_ns);
 
 #endif

@@ -45,7 +45,7 @@ static int early_scan(struct lm_precopy *p, struct lm_error *err)
 /* ---- waiting ---- */
 
 /* Waits at most 100 ms for news; *ret_done: done_fd (-1: none) is readable.  Then looks at everything once. */
-static int wait_and_look(struct lm_precopy *p, int done_fd, bool *ret_done, struct lm_error *err)
+static int wait_and_check(struct lm_precopy *p, int done_fd, bool *ret_done, struct lm_error *err)
 {
 	struct pollfd fds[5] = {
 		{ .fd = done_fd, .events = POLLIN },
@@ -63,7 +63,7 @@ static int wait_and_look(struct lm_precopy *p, int done_fd, bool *ret_done, stru
 		*ret_done = true;
 		return 0;
 	}
-	r = lm_precopy_look(p, fds[3].revents != 0, err);
+	r = lm_precopy_check(p, fds[3].revents != 0, err);
 	return r ? r : lm_lanes_tick(p, err);
 }
 
@@ -73,7 +73,7 @@ static int wait_job(struct lm_precopy *p, struct lm_error *err)
 	int r = 0;
 
 	while (!r && !done) {
-		r = wait_and_look(p, lm_pool_done_fd(p->c->pool), &done, err);
+		r = wait_and_check(p, lm_pool_done_fd(p->c->pool), &done, err);
 		if (!r && !done && early_scan_is_due(p, lm_now_ns()))
 			r = early_scan(p, err);
 	}
@@ -99,7 +99,7 @@ static int await_lane(struct lm_precopy *p, struct lm_error *err)
 			*err = why;
 			return lm_err_prefix(err, "none has come back within --recover-timeout");
 		}
-		r = wait_and_look(p, -1, &unused, err);
+		r = wait_and_check(p, -1, &unused, err);
 		if (r)
 			return r;
 	}

@@ -92,7 +92,7 @@ static int ping(struct lm_precopy *p, int64_t now, struct lm_error *err)
 	return lm_control_ping(&p->c->control, lm_ctx_peer_deadline(p->c), err);
 }
 
-int lm_precopy_look(struct lm_precopy *p, bool vm_exited, struct lm_error *err)
+int lm_precopy_check(struct lm_precopy *p, bool vm_exited, struct lm_error *err)
 {
 	int64_t now = lm_now_ns();
 	int r = lm_ctx_check_cancel(p->c, err);
@@ -115,5 +115,5 @@ int lm_precopy_look(struct lm_precopy *p, bool vm_exited, struct lm_error *err)
 
 int lm_precopy_tick(struct lm_precopy *p, struct lm_error *err)
 {
-	return lm_precopy_look(p, false, err);
+	return lm_precopy_check(p, false, err);
 }

@@ -94,7 +94,7 @@ static int check_saved(struct lm_dest *d, const struct lm_msg *msg, struct lm_er
 			      (unsigned long long)d->c->summary.bytes,
 			      (unsigned long long)lm_le64_get(saved.lane_bytes));
 	if (d->pull.both.armed != d->pull.known ||
-	    (d->pull.known && d->pull.puller.arrival.left < lm_le64_get(saved.left_pages)))
+	    (d->pull.known && d->pull.puller.arrival.left_behind < lm_le64_get(saved.left_pages)))
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "not all pages that stay behind were named");
 	if (!d->open.verify)
 		return 0;

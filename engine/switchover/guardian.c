@@ -38,7 +38,7 @@ struct guard {
 	const struct lm_vm_ops *ops;
 	enum lm_side side;
 	struct lm_guardian_witness witness;
-	int fd, rescue_fd, pidfd;
+	int fd, guardian_fd, pidfd;
 	int32_t vm_pid;
 	struct lm_guardian_locks locks;
 };
@@ -106,11 +106,11 @@ static bool reclaim(const struct guard *g)
 	return !r;
 }
 
-static void rescue(const struct guard *g, enum lm_rescue what, const char *done)
+static void force(const struct guard *g, enum lm_force what, const char *done)
 {
 	struct lm_error err = { 0 };
 
-	if (g->ops->rescue(g->rescue_fd, g->pidfd, what, lm_now_ns() + RESCUE_TIMEOUT_NS, &err))
+	if (g->ops->force(g->guardian_fd, g->pidfd, what, lm_now_ns() + RESCUE_TIMEOUT_NS, &err))
 		say("migrate-rdma guardian: %s; see `migrate-rdma resolve`", err.msg);
 	else
 		say("migrate-rdma guardian: %s", done);
@@ -121,12 +121,12 @@ static void undo_pause(const struct guard *g)
 	if (g->side == LM_SOURCE && atomic_load(&g->shared->offered) && !reclaim(g))
 		return;
 	if (g->side == LM_DEST)
-		rescue(g, LM_RESCUE_END, "the engine died before COMMIT: the destination's guest was ended, "
+		force(g, LM_FORCE_END, "the engine died before COMMIT: the destination's guest was ended, "
 					 "the source has it");
 	else if (atomic_load(&g->shared->run))
-		rescue(g, LM_RESCUE_UNDO_RUN, "the migration was undone, the guest runs here again");
+		force(g, LM_FORCE_UNDO_RUN, "the migration was undone, the guest runs here again");
 	else
-		rescue(g, LM_RESCUE_UNDO, "the migration was undone, the guest is here, paused as before");
+		force(g, LM_FORCE_UNDO, "the migration was undone, the guest is here, paused as before");
 }
 
 /* COMMIT was received: the locks, then the guest. */
@@ -138,13 +138,13 @@ static void take_and_run(const struct guard *g)
 
 	if (r && lm_locks_final(r) && !failed) {
 		say("migrate-rdma guardian: %s", err.msg);
-		rescue(g, LM_RESCUE_END, "the engine died after COMMIT, and the source has taken the storage lock back: the "
+		force(g, LM_FORCE_END, "the engine died after COMMIT, and the source has taken the storage lock back: the "
 					 "destination's guest was ended");
 	} else if (r) {
 		say("migrate-rdma guardian: the engine died after COMMIT, and the storage locks could not be taken (%s): the "
 		    "guest is paused here. When they can: `migrate-rdma resolve --auto`", err.msg);
 	} else if (atomic_load(&g->shared->run)) {
-		rescue(g, LM_RESCUE_RUN, "the engine died after COMMIT: the guest runs here");
+		force(g, LM_FORCE_RUN, "the engine died after COMMIT: the guest runs here");
 	}
 }
 
@@ -180,7 +180,7 @@ static void engine_died(const struct guard *g)
 		say("migrate-rdma guardian: the engine died, but the guest was saved; it is paused here");
 	else if (g->witness.happened) {
 		if (atomic_load(&g->shared->run))
-			rescue(g, LM_RESCUE_RUN, "the engine died when the guest was restored: the guest runs here");
+			force(g, LM_FORCE_RUN, "the engine died when the guest was restored: the guest runs here");
 	} else if (g->side == LM_SOURCE)
 		ask_locks(g);
 	else
@@ -286,7 +286,7 @@ static void guardian_main(const struct guard *g)
 	prctl(PR_SET_NAME, "migrate-guard");
 	prctl(PR_SET_PDEATHSIG, 0);
 	detach_stdio();
-	close_all_but(g->fd, g->rescue_fd, g->pidfd);
+	close_all_but(g->fd, g->guardian_fd, g->pidfd);
 	watch(g);
 	_exit(0);
 }
@@ -327,7 +327,7 @@ int lm_guardian_start_with(struct lm_guardian *g, const struct lm_vm *vm, enum l
 			   struct lm_error *err)
 {
 	struct guard guard = { .ops = vm->ops, .side = side, .vm_pid = vm->pid, .witness = *witness,
-			       .rescue_fd = vm->rescue_fd, .pidfd = vm->pidfd };
+			       .guardian_fd = vm->guardian_fd, .pidfd = vm->pidfd };
 	int pair[2], r;
 
 	if (locks)

@@ -103,7 +103,7 @@ static ssize_t place_map(struct tcp *t, struct tcp_lane *l, struct lm_error *err
 /* ---- into the file ---- */
 
 /* The file does not take splice: what is in the pipe goes through the mapping, the rest by recv. */
-static ssize_t rescue(struct tcp *t, struct tcp_lane *l, const struct lm_run *run, size_t n)
+static ssize_t receive_what_is_in_the_pipe(struct tcp *t, struct tcp_lane *l, const struct lm_run *run, size_t n)
 {
 	struct tcp_region *r = &t->regions[run->region];
 	ssize_t got = read(l->pipe[0], r->host + run->offset + l->run_done, n);
@@ -123,10 +123,10 @@ static ssize_t drain_once(struct tcp *t, struct tcp_lane *l, size_t n)
 	if (n > run.len - l->run_done)
 		n = run.len - l->run_done;
 	if (!atomic_load_explicit(&r->splice, memory_order_relaxed))
-		return rescue(t, l, &run, n);
+		return receive_what_is_in_the_pipe(t, l, &run, n);
 	out = splice(l->pipe[0], NULL, r->fd, &at, n, SPLICE_F_MOVE);
 	if (out < 0 && (errno == EINVAL || errno == EBADF || errno == EPERM))
-		return rescue(t, l, &run, n);
+		return receive_what_is_in_the_pipe(t, l, &run, n);
 	if (out > 0 && l->run_done + (size_t)out == run.len)
 		seen_update(r, run.offset, run.len, true);
 	return out < 0 ? -errno : out;

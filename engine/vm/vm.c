@@ -91,7 +91,7 @@ int lm_vm_keep_fd(struct lm_vm *vm, const char *name, int fd, struct lm_error *e
 
 int lm_vm_end(struct lm_vm *vm, int64_t deadline_ns, struct lm_error *err)
 {
-	return vm->ops->rescue(vm->rescue_fd, vm->pidfd, LM_RESCUE_END, deadline_ns, err);
+	return vm->ops->force(vm->guardian_fd, vm->pidfd, LM_FORCE_END, deadline_ns, err);
 }
 
 void lm_vm_detach(struct lm_vm *vm)

@@ -32,11 +32,11 @@ struct lm_vm_times {
 	int64_t stopped_ns; /* CLOCK_REALTIME at which the vCPUs stopped / started, by the VMM's word */
 };
 
-enum lm_rescue {
-	LM_RESCUE_UNDO,     /* source: undo pause_start, leave the guest paused as it was */
-	LM_RESCUE_UNDO_RUN, /* source: undo pause_start and run the guest, as it did */
-	LM_RESCUE_RUN,      /* destination: COMMIT was received: run the guest */
-	LM_RESCUE_END,      /* destination: it was not: end this VM, nothing is lost with it */
+enum lm_force {
+	LM_FORCE_UNDO,     /* source: undo pause_start, leave the guest paused as it was */
+	LM_FORCE_UNDO_RUN, /* source: undo pause_start and run the guest, as it did */
+	LM_FORCE_RUN,      /* destination: COMMIT was received: run the guest */
+	LM_FORCE_END,      /* destination: it was not: end this VM, nothing is lost with it */
 };
 
 struct lm_vm_ops {
@@ -85,10 +85,10 @@ struct lm_vm_ops {
 	/*
 	 * Bring the VM to a certain state from whatever state it is in, without
 	 * struct lm_vm: for the guardian after the engine's death, and for the engine
-	 * when it has lost track.  rescue_fd and pidfd are those of struct lm_vm,
-	 * inherited.  LM_RESCUE_END returns 0 only when the process is gone.
+	 * when it has lost track.  guardian_fd and pidfd are those of struct lm_vm,
+	 * inherited.  LM_FORCE_END returns 0 only when the process is gone.
 	 */
-	int (*rescue)(int rescue_fd, int pidfd, enum lm_rescue what, int64_t deadline_ns,
+	int (*force)(int guardian_fd, int pidfd, enum lm_force what, int64_t deadline_ns,
 		      struct lm_error *err);
 	/* Let go and free; the VM stays as it is, capabilities that were set are put back. */
 	void (*detach)(struct lm_vm *vm);
@@ -98,7 +98,7 @@ struct lm_vm_ops {
 struct lm_vm {
 	const struct lm_vm_ops *ops;
 	struct lm_vm_info info;
-	int rescue_fd; /* connection to the VM that the guardian inherits; -1: none */
+	int guardian_fd; /* connection to the VM that the guardian inherits; -1: none */
 	int32_t pid;   /* of the VM's process */
 	int pidfd;     /* of the VM's process: readable when it has exited */
 };

@@ -467,7 +467,7 @@ static void a_spoilt_note_takes_nothing(void **state)
 
 		spoilt.note[i] ^= 0x5a;
 		if (i >= 8 && i < 12)
-			continue; /* "quiet": what the source says of itself */
+			continue; /* "disks_idle": what the source says of itself */
 		if (world->sees_hosts && i >= 48 && i < 112)
 			continue; /* names are for people there, numbers count */
 		if (!TELL_NOTE(B, TAKE, &spoilt).r)

@@ -126,13 +126,13 @@ static void refused(const char *device)
 	assert_int_equal(errno, EBADE); /* the kernel's word for RESERVATION CONFLICT */
 }
 
-static void offer(struct lm_lock *from, struct lm_lock *to, bool quiet, uint8_t note[static LM_LOCK_NOTE_SIZE])
+static void offer(struct lm_lock *from, struct lm_lock *to, bool disks_idle, uint8_t note[static LM_LOCK_NOTE_SIZE])
 {
 	uint8_t announce[LM_LOCK_NOTE_SIZE], answer[LM_LOCK_NOTE_SIZE];
 
 	ok(lm_lock_announce(from, announce, soon(), &err));
 	ok(lm_lock_prepare(to, announce, answer, soon(), &err));
-	ok(lm_lock_offer(from, answer, quiet, note, soon(), &err));
+	ok(lm_lock_offer(from, answer, disks_idle, note, soon(), &err));
 }
 
 static void clear(const char *device)

@@ -59,7 +59,7 @@ enum cli_kind {
 	CLI_NUMBER,    /* uint32_t, 1..max */
 	CLI_TIME,      /* int64_t nanoseconds, at least 1 */
 	CLI_TIMEOUT,   /* the same; "none" is 0 */
-	CLI_PATIENCE,  /* the same; "0" is 0 */
+	CLI_TIME_OR_0,  /* the same; "0" is 0 */
 	CLI_AFTER,     /* struct lm_options: 1..max is postcopy_after_rounds, a time postcopy_after_ns */
 	CLI_RATE,      /* uint64_t bytes per second; "none" is 0 */
 	CLI_PATH,      /* const char * */

@@ -212,7 +212,7 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
 	case CLI_TIMEOUT:
 	case CLI_RATE:
 		return parse_units(o, text, at, err);
-	case CLI_PATIENCE:
+	case CLI_TIME_OR_0:
 		return parse_patience(o, text, at, err);
 	case CLI_AFTER:
 		return parse_after(o, text, at, err);
@@ -372,7 +372,7 @@ bool cli_option_default(const struct cli_option *option, char *buf, size_t size)
 	switch (option->kind) {
 	case CLI_TIME:
 	case CLI_TIMEOUT:
-	case CLI_PATIENCE:
+	case CLI_TIME_OR_0:
 		cli_time_default(*(const int64_t *)at, buf, size);
 		return true;
 	case CLI_RATE:

@@ -31,7 +31,7 @@
 	{ .name = "peer-timeout", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.peer_timeout_ns), \
 	  .help = "give the other host up when it is silent for so long" }
 #define OPTION_RECOVER_TIMEOUT \
-	{ .name = "recover-timeout", .kind = CLI_PATIENCE, .argument = "TIME", \
+	{ .name = "recover-timeout", .kind = CLI_TIME_OR_0, .argument = "TIME", \
 	  .offset = AT(lm.recover_timeout_ns), \
 	  .help = "in post-copy, look for a lost host for so long before ending as interrupted; 0: do not" }
 #define OPTION_QEMU_PID \

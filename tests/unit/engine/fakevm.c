@@ -269,18 +269,18 @@ static int vm_resume(struct lm_vm *vm, int64_t deadline_ns, struct lm_vm_times *
 	return 0;
 }
 
-static struct fakevm_state *rescue_target[1024]; /* by rescue_fd: the table has no object there */
+static struct fakevm_state *force_target[1024]; /* by guardian_fd: the table has no object there */
 
-static int vm_rescue(int rescue_fd, int pidfd, enum lm_rescue what, int64_t deadline_ns, struct lm_error *err)
+static int vm_force(int guardian_fd, int pidfd, enum lm_force what, int64_t deadline_ns, struct lm_error *err)
 {
-	struct fakevm_state *st = rescue_target[rescue_fd];
+	struct fakevm_state *st = force_target[guardian_fd];
 
 	(void)pidfd;
 	(void)deadline_ns;
 	(void)err;
-	if (what == LM_RESCUE_END)
+	if (what == LM_FORCE_END)
 		atomic_store(&st->ended, true);
-	else if (what != LM_RESCUE_UNDO)
+	else if (what != LM_FORCE_UNDO)
 		atomic_store(&st->running, true);
 	return 0;
 }
@@ -299,7 +299,7 @@ static const struct lm_vm_ops fake_ops = {
 	.name = "fake", .regions = vm_regions, .tracker = vm_tracker, .drain = vm_drain,
 	.pause_start = vm_pause_start, .pause_wait = vm_pause_wait, .state_save = vm_state_save,
 	.state_load = vm_state_load, .state_wait = vm_state_wait, .resume = vm_resume,
-	.rescue = vm_rescue, .detach = vm_detach,
+	.force = vm_force, .detach = vm_detach,
 };
 
 struct lm_vm *fakevm_new(struct fakevm_state *st)
@@ -310,7 +310,7 @@ struct lm_vm *fakevm_new(struct fakevm_state *st)
 	if (st->config.pager)
 		f->ops.pager = fakevm_pager;
 	f->base.ops = &f->ops;
-	f->base.rescue_fd = st->exit_pipe[1];
+	f->base.guardian_fd = st->exit_pipe[1];
 	f->base.pid = getpid();
 	f->base.pidfd = st->exit_pipe[0];
 	f->st = st;
@@ -319,7 +319,7 @@ struct lm_vm *fakevm_new(struct fakevm_state *st)
 	strcpy(f->base.info.machine, st->config.machine ? st->config.machine : "fake-1");
 	f->base.info.vcpus = 1;
 	f->base.info.running = st->config.source;
-	rescue_target[st->exit_pipe[1]] = st;
+	force_target[st->exit_pipe[1]] = st;
 	return &f->base;
 }
 

@@ -133,11 +133,11 @@ static void the_guardian_runs_a_loaded_guest(void **state)
 {
 	(void)state;
 	pair_start(NULL);
-	assert_true(dst->ops->rescue(dst->rescue_fd, dst->pidfd, LM_RESCUE_RUN, lm_now_ns() + LIMIT, &rig_err) < 0);
+	assert_true(dst->ops->force(dst->guardian_fd, dst->pidfd, LM_FORCE_RUN, lm_now_ns() + LIMIT, &rig_err) < 0);
 	assert_non_null(strstr(rig_err.msg, "no whole guest"));
 	move();
-	ok(dst->ops->rescue(dst->rescue_fd, dst->pidfd, LM_RESCUE_RUN, lm_now_ns() + LIMIT, &rig_err));
-	ok(dst->ops->rescue(dst->rescue_fd, dst->pidfd, LM_RESCUE_RUN, lm_now_ns() + LIMIT, &rig_err));
+	ok(dst->ops->force(dst->guardian_fd, dst->pidfd, LM_FORCE_RUN, lm_now_ns() + LIMIT, &rig_err));
+	ok(dst->ops->force(dst->guardian_fd, dst->pidfd, LM_FORCE_RUN, lm_now_ns() + LIMIT, &rig_err));
 	lm_vm_detach(dst);
 	dst = NULL;
 	assert_status(&dst_qemu, "running");

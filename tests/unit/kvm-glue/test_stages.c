@@ -73,18 +73,18 @@ static void undo_after_the_state_has_left(void **state)
 }
 
 /* The same by the guardian's way, on a connection in a bad state. */
-static void rescue_from(enum stage stage, const char *paused, enum lm_rescue what)
+static void force_from(enum stage stage, const char *paused, enum lm_force what)
 {
 	static const char half[] = "{\"execute\": \"query-status\", \"arguments\": {\"x\": \"unfinished ";
 
 	start_source(paused);
 	bring_to(stage);
-	print_message("rescue from stage %d\n", stage);
+	print_message("force from stage %d\n", stage);
 	if (stage == DEVICE)
 		channel_close(); /* the engine is dead */
-	assert_int_equal(write(src->rescue_fd, half, sizeof(half) - 1), sizeof(half) - 1);
-	ok(src->ops->rescue(src->rescue_fd, src->pidfd, what, lm_now_ns() + LIMIT, &rig_err));
-	ok(src->ops->rescue(src->rescue_fd, src->pidfd, what, lm_now_ns() + LIMIT, &rig_err));
+	assert_int_equal(write(src->guardian_fd, half, sizeof(half) - 1), sizeof(half) - 1);
+	ok(src->ops->force(src->guardian_fd, src->pidfd, what, lm_now_ns() + LIMIT, &rig_err));
+	ok(src->ops->force(src->guardian_fd, src->pidfd, what, lm_now_ns() + LIMIT, &rig_err));
 	channel_close();
 	lm_vm_detach(src);
 	src = NULL;
@@ -95,18 +95,18 @@ static void rescue_from(enum stage stage, const char *paused, enum lm_rescue wha
 	rig_end(&src_qemu);
 }
 
-static void rescue_runs_a_guest_that_ran(void **state)
+static void force_runs_a_guest_that_ran(void **state)
 {
 	(void)state;
 	for (enum stage s = NOTHING; s <= COMPLETED; s++)
-		rescue_from(s, NULL, LM_RESCUE_UNDO_RUN);
+		force_from(s, NULL, LM_FORCE_UNDO_RUN);
 }
 
-static void rescue_leaves_a_paused_guest_paused(void **state)
+static void force_leaves_a_paused_guest_paused(void **state)
 {
 	(void)state;
 	for (enum stage s = NOTHING; s <= COMPLETED; s++)
-		rescue_from(s, "-S", LM_RESCUE_UNDO);
+		force_from(s, "-S", LM_FORCE_UNDO);
 }
 
 /* ---- guests that are paused ---- */
@@ -303,8 +303,8 @@ int main(void)
 		T(undo_of_a_pause),
 		T(undo_while_the_state_is_stuck_in_the_socket),
 		T(undo_after_the_state_has_left),
-		T(rescue_runs_a_guest_that_ran),
-		T(rescue_leaves_a_paused_guest_paused),
+		T(force_runs_a_guest_that_ran),
+		T(force_leaves_a_paused_guest_paused),
 		T(a_paused_guest_stays_paused),
 		T(a_guest_that_is_paused_meanwhile_stays_paused),
 		T(somebody_elses_cancel_is_noticed),

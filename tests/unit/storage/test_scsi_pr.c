@@ -71,13 +71,13 @@ static void pair_stop(struct pair *t)
 	lm_lock_close(t->b);
 }
 
-static void offered(struct pair *t, bool quiet)
+static void offered(struct pair *t, bool disks_idle)
 {
 	uint8_t announce[LM_LOCK_NOTE_SIZE], answer[LM_LOCK_NOTE_SIZE];
 
 	ok(lm_lock_announce(t->a, announce, soon(), &err));
 	ok(lm_lock_prepare(t->b, announce, answer, soon(), &err));
-	ok(lm_lock_offer(t->a, answer, quiet, t->note, soon(), &err));
+	ok(lm_lock_offer(t->a, answer, disks_idle, t->note, soon(), &err));
 }
 
 static void only(struct pair *t, struct lm_lock *owner, const char *when, int at)
@@ -120,7 +120,7 @@ static int do_announce(struct pair *t)
 static const struct step {
 	const char *name;
 	bool offer; /* made before */
-	bool quiet;
+	bool disks_idle;
 	int (*run)(struct pair *t);
 } steps[] = {
 	{ "take", true, true, do_take },
@@ -142,7 +142,7 @@ static bool path_dies(const struct step *s, int at, bool after, bool no_abort)
 	t.unit.no_abort = t.unit.no_aptpl = no_abort;
 	ok(lm_lock_acquire(t.a, soon(), &err));
 	if (s->offer)
-		offered(&t, s->quiet);
+		offered(&t, s->disks_idle);
 	t.unit.count = 0;
 	t.unit.die_at = at;
 	t.unit.die_after = after;
@@ -150,7 +150,7 @@ static bool path_dies(const struct step *s, int at, bool after, bool no_abort)
 	reached = t.unit.count > at;
 	if (r)
 		fail_msg("%s: command %d of path one dies %s it was done: %d", s->name, at, after ? "after" : "before", r);
-	if (!s->quiet && !t.unit.resets && !t.unit.aborts)
+	if (!s->disks_idle && !t.unit.resets && !t.unit.aborts)
 		fail_msg("%s, command %d: what was in flight goes on", s->name, at);
 	if (s->run == do_take)
 		only(&t, t.b, s->name, at);

@@ -354,7 +354,7 @@ static void an_engine_that_lives_is_not_robbed(void **state)
 	pid_t pid;
 
 	(void)state;
-	lm_pcstate_patience_ns = 100 * LM_NS_PER_MS;
+	lm_pcstate_wait_ns = 100 * LM_NS_PER_MS;
 	pid = child_with(hold_and_mark, &stop);
 	assert_int_equal(try_open(LM_DEST), -EBUSY);
 	assert_non_null(strstr(err.msg, "locked"));
@@ -381,12 +381,12 @@ static void an_engine_that_dies_slowly_is_waited_for(void **state)
 	pid_t pid;
 
 	(void)state;
-	lm_pcstate_patience_ns = 100 * LM_NS_PER_MS;
+	lm_pcstate_wait_ns = 100 * LM_NS_PER_MS;
 	pid = child_with(hold_without_lock, &stop);
 	assert_int_equal(try_open(LM_DEST), -EBUSY);
 	assert_non_null(strstr(err.msg, "still takes care"));
 	close(stop); /* it ends, and stays a zombie: that counts as ended */
-	lm_pcstate_patience_ns = 5 * LM_NS_PER_S;
+	lm_pcstate_wait_ns = 5 * LM_NS_PER_S;
 	assert_ok(lm_pcstate_open(&st, LM_DEST, me(), &err), err);
 	waitpid(pid, NULL, 0);
 	lm_pcstate_remove(&st);
@@ -407,7 +407,7 @@ static void a_state_that_is_removed_while_one_waits_for_it_is_gone(void **state)
 	pid_t pid;
 
 	(void)state;
-	lm_pcstate_patience_ns = 5 * LM_NS_PER_S;
+	lm_pcstate_wait_ns = 5 * LM_NS_PER_S;
 	pid = child_with(hold_then_remove, &stop);
 	assert_int_equal(try_open(LM_DEST), -ENOENT);
 	close(stop);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The guardian of an engine that is killed or hangs.  The engine is a child
- * process; the VM is a table whose rescue op writes down what it was asked to do.
+ * process; the VM is a table whose force op writes down what it was asked to do.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -19,11 +19,11 @@
 
 /* Shared by the test, the engine and the guardian. */
 struct seen {
-	_Atomic int rescue;       /* enum lm_rescue of the last call, or NOTHING */
+	_Atomic int force;        /* enum lm_force of the last call, or NOTHING */
 	_Atomic unsigned calls;
-	_Atomic bool rescue_fails;
+	_Atomic bool force_fails;
 	_Atomic pid_t guardian;
-	_Atomic bool right_fds;   /* rescue_fd and pidfd were those of the VM */
+	_Atomic bool right_fds;   /* guardian_fd and pidfd were those of the VM */
 	_Atomic int commit;       /* what lm_guardian_commit() said; -1: not asked */
 	_Atomic bool engine_ready;
 };
@@ -32,23 +32,23 @@ static struct seen *seen;
 static char log_path[] = "/tmp/test-guardian-XXXXXX";
 static int log_fd;
 
-static int fake_rescue(int rescue_fd, int pidfd, enum lm_rescue what, int64_t deadline_ns, struct lm_error *err)
+static int fake_force(int guardian_fd, int pidfd, enum lm_force what, int64_t deadline_ns, struct lm_error *err)
 {
 	atomic_store(&seen->guardian, getpid());
-	atomic_store(&seen->right_fds, fcntl(rescue_fd, F_GETFD) >= 0 && fcntl(pidfd, F_GETFD) >= 0 &&
+	atomic_store(&seen->right_fds, fcntl(guardian_fd, F_GETFD) >= 0 && fcntl(pidfd, F_GETFD) >= 0 &&
 					       deadline_ns > lm_now_ns());
-	atomic_store(&seen->rescue, what);
+	atomic_store(&seen->force, what);
 	atomic_fetch_add(&seen->calls, 1);
-	return atomic_load(&seen->rescue_fails) ? lm_err(err, -EIO, LM_SCOPE_VM, "QEMU does not answer") : 0;
+	return atomic_load(&seen->force_fails) ? lm_err(err, -EIO, LM_SCOPE_VM, "QEMU does not answer") : 0;
 }
 
-static const struct lm_vm_ops fake_ops = { .name = "fake", .rescue = fake_rescue };
+static const struct lm_vm_ops fake_ops = { .name = "fake", .force = fake_force };
 
 static int setup(void **state)
 {
 	(void)state;
 	memset(seen, 0, sizeof(*seen));
-	seen->rescue = NOTHING;
+	seen->force = NOTHING;
 	seen->commit = -1;
 	return ftruncate(log_fd, 0);
 }
@@ -88,7 +88,7 @@ static pid_t engine_fork(enum lm_side side, bool was_running, enum step step, in
 
 	if (pid)
 		return pid;
-	struct lm_vm vm = { .ops = &fake_ops, .info.running = was_running, .rescue_fd = eventfd(0, EFD_CLOEXEC),
+	struct lm_vm vm = { .ops = &fake_ops, .info.running = was_running, .guardian_fd = eventfd(0, EFD_CLOEXEC),
 			    .pidfd = eventfd(0, EFD_CLOEXEC) };
 	struct lm_guardian g;
 	struct lm_error err;
@@ -119,7 +119,7 @@ static bool engine_is_ready(void)
 	return atomic_load(&seen->engine_ready);
 }
 
-static bool rescued(void)
+static bool forced(void)
 {
 	return atomic_load(&seen->calls) > 0;
 }
@@ -154,7 +154,7 @@ static int killed_after(enum lm_side side, bool was_running, enum step step)
 		assert_int_equal(seen->calls, 1);
 		assert_true(seen->right_fds);
 	}
-	return seen->rescue;
+	return seen->force;
 }
 
 static const char *log_text(void)
@@ -179,14 +179,14 @@ static void a_source_engine_that_dies_before_the_pause_needs_nothing(void **stat
 static void a_source_engine_that_dies_in_the_pause_leaves_a_running_guest(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_after(LM_SOURCE, true, PAUSE), LM_RESCUE_UNDO_RUN);
+	assert_int_equal(killed_after(LM_SOURCE, true, PAUSE), LM_FORCE_UNDO_RUN);
 	assert_non_null(strstr(log_text(), "runs here again"));
 }
 
 static void a_guest_that_was_paused_by_its_user_stays_paused(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_after(LM_SOURCE, false, PAUSE), LM_RESCUE_UNDO);
+	assert_int_equal(killed_after(LM_SOURCE, false, PAUSE), LM_FORCE_UNDO);
 }
 
 static void a_source_engine_that_dies_after_commit_leaves_the_guest_alone_and_says_so(void **state)
@@ -201,14 +201,14 @@ static void a_source_engine_that_dies_after_commit_leaves_the_guest_alone_and_sa
 static void a_commit_that_was_not_sent_is_undone_like_a_pause(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_after(LM_SOURCE, true, COMMIT_UNCOMMIT), LM_RESCUE_UNDO_RUN);
+	assert_int_equal(killed_after(LM_SOURCE, true, COMMIT_UNCOMMIT), LM_FORCE_UNDO_RUN);
 }
 
-static void a_rescue_that_fails_is_reported(void **state)
+static void a_force_that_fails_is_reported(void **state)
 {
 	(void)state;
 	setup(NULL);
-	seen->rescue_fails = true;
+	seen->force_fails = true;
 	engine_kill(engine_fork(LM_SOURCE, true, PAUSE, 0));
 	reap_guardians();
 	assert_int_equal(seen->calls, 1);
@@ -227,14 +227,14 @@ static void a_destination_engine_that_dies_before_loading_needs_nothing(void **s
 static void a_destination_engine_that_dies_before_commit_takes_its_guest_along(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_after(LM_DEST, false, PAUSE), LM_RESCUE_END);
+	assert_int_equal(killed_after(LM_DEST, false, PAUSE), LM_FORCE_END);
 	assert_non_null(strstr(log_text(), "ended"));
 }
 
 static void a_destination_engine_that_dies_after_commit_has_its_guest_run(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_after(LM_DEST, false, PAUSE_COMMIT_RUN), LM_RESCUE_RUN);
+	assert_int_equal(killed_after(LM_DEST, false, PAUSE_COMMIT_RUN), LM_FORCE_RUN);
 }
 
 static void a_guest_that_shall_stay_paused_is_not_run_by_the_guardian(void **state)
@@ -298,7 +298,7 @@ static int killed_with_locks(enum lm_side side, enum step step, enum owner owner
 static void offered_locks_are_taken_back_before_the_guest_runs(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER, NOBODY), LM_RESCUE_UNDO_RUN);
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER, NOBODY), LM_FORCE_UNDO_RUN);
 	assert_true(fakelock_owns("a", 2));
 	assert_non_null(strstr(log_text(), "runs here again"));
 }
@@ -306,7 +306,7 @@ static void offered_locks_are_taken_back_before_the_guest_runs(void **state)
 static void after_commit_the_locks_say_that_the_destination_never_runs(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER_COMMIT, NOBODY), LM_RESCUE_UNDO_RUN);
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER_COMMIT, NOBODY), LM_FORCE_UNDO_RUN);
 	assert_true(fakelock_owns("a", 2));
 }
 
@@ -322,13 +322,13 @@ static void locks_that_were_not_offered_are_left_alone(void **state)
 {
 	(void)state;
 	/* They are b's by now, which only shows that nobody asked. */
-	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE, OTHER_HOST), LM_RESCUE_UNDO_RUN);
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE, OTHER_HOST), LM_FORCE_UNDO_RUN);
 }
 
 static void the_destination_takes_the_locks_before_the_guest_runs(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, NOBODY), LM_RESCUE_RUN);
+	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, NOBODY), LM_FORCE_RUN);
 	assert_true(fakelock_owns("b", 2));
 	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT, NOBODY), NOTHING);
 	assert_true(fakelock_owns("b", 2)); /* paused, as it shall be, but b's */
@@ -337,7 +337,7 @@ static void the_destination_takes_the_locks_before_the_guest_runs(void **state)
 static void a_source_that_was_first_keeps_the_guest(void **state)
 {
 	(void)state;
-	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, OTHER_HOST), LM_RESCUE_END);
+	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, OTHER_HOST), LM_FORCE_END);
 	assert_true(fakelock_owns("a", 2));
 }
 
@@ -346,12 +346,12 @@ static void without_the_locks_both_sides_would_run(void **state)
 {
 	(void)state;
 	setenv("LM_BREAK", "lock-reclaim", 1);
-	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER, NOBODY), LM_RESCUE_UNDO_RUN);
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER, NOBODY), LM_FORCE_UNDO_RUN);
 	assert_false(fakelock_owns("a", 2));
-	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER_COMMIT, OTHER_HOST), LM_RESCUE_UNDO_RUN);
+	assert_int_equal(killed_with_locks(LM_SOURCE, PAUSE_OFFER_COMMIT, OTHER_HOST), LM_FORCE_UNDO_RUN);
 	assert_true(fakelock_owns("b", 2));
 	setenv("LM_BREAK", "lock-take", 1);
-	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, OTHER_HOST), LM_RESCUE_RUN);
+	assert_int_equal(killed_with_locks(LM_DEST, PAUSE_COMMIT_RUN, OTHER_HOST), LM_FORCE_RUN);
 	assert_true(fakelock_owns("a", 2));
 	unsetenv("LM_BREAK");
 }
@@ -365,7 +365,7 @@ static void a_pause_beyond_its_limit_is_undone_and_commit_refused(void **state)
 
 	(void)state;
 	if (!pid) { /* the engine: hangs in the pause, comes back too late and would commit */
-		struct lm_vm vm = { .ops = &fake_ops, .info.running = true, .rescue_fd = eventfd(0, 0),
+		struct lm_vm vm = { .ops = &fake_ops, .info.running = true, .guardian_fd = eventfd(0, 0),
 				    .pidfd = eventfd(0, 0) };
 		struct lm_guardian g;
 		struct lm_error err;
@@ -374,17 +374,17 @@ static void a_pause_beyond_its_limit_is_undone_and_commit_refused(void **state)
 		if (lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err))
 			_exit(1);
 		lm_guardian_pause(&g, lm_now_ns() + 300 * LM_NS_PER_MS);
-		wait_for(rescued, 10000);
+		wait_for(forced, 10000);
 		atomic_store(&seen->commit, lm_guardian_commit(&g));
 		lm_guardian_stop(&g);
 		_exit(0);
 	}
-	assert_true(wait_for(rescued, 10000));
+	assert_true(wait_for(forced, 10000));
 	took = lm_now_ns() - begin;
 	reap_guardians();
 	assert_true(took > 1300 * LM_NS_PER_MS); /* limit and the second of grace */
 	assert_true(took < 5 * LM_NS_PER_S);
-	assert_int_equal(seen->rescue, LM_RESCUE_UNDO_RUN);
+	assert_int_equal(seen->force, LM_FORCE_UNDO_RUN);
 	assert_int_equal(seen->calls, 1);
 	assert_int_equal(seen->commit, false);
 }
@@ -396,11 +396,11 @@ static void an_undone_pause_is_undone_again_when_the_engine_dies_later(void **st
 
 	(void)state;
 	pid = engine_fork(LM_SOURCE, true, PAUSE, 10 * LM_NS_PER_MS);
-	assert_true(wait_for(rescued, 10000));
+	assert_true(wait_for(forced, 10000));
 	engine_kill(pid);
 	reap_guardians();
 	assert_int_equal(seen->calls, 2);
-	assert_int_equal(seen->rescue, LM_RESCUE_UNDO_RUN);
+	assert_int_equal(seen->force, LM_FORCE_UNDO_RUN);
 }
 
 /* What it has asked of the storage may yet be done, and then the lock of a guest that runs would be on offer. */
@@ -420,7 +420,7 @@ static void nothing_is_undone_while_the_engine_hangs_in_an_offer(void **state)
 	engine_kill(pid);
 	reap_guardians();
 	assert_int_equal(seen->calls, 1);
-	assert_int_equal(seen->rescue, LM_RESCUE_UNDO_RUN);
+	assert_int_equal(seen->force, LM_FORCE_UNDO_RUN);
 	assert_true(fakelock_owns("a", 2));
 	locks = NULL;
 	memset(&notes, 0, sizeof(notes));
@@ -438,7 +438,7 @@ static void without_waiting_for_the_offer_the_guest_runs_meanwhile(void **state)
 	locks = &of_a;
 	setenv("LM_BREAK", "lock-hang", 1);
 	pid = engine_fork(LM_SOURCE, true, PAUSE_OFFERING, 1 * LM_NS_PER_MS);
-	assert_true(wait_for(rescued, 5000));
+	assert_true(wait_for(forced, 5000));
 	engine_kill(pid);
 	reap_guardians();
 	unsetenv("LM_BREAK");
@@ -476,7 +476,7 @@ static void dismissal_in_any_phase_leaves_no_process_and_does_nothing(void **sta
 
 static void a_guardian_can_be_stopped_twice_and_leaves_no_process(void **state)
 {
-	struct lm_vm vm = { .ops = &fake_ops, .rescue_fd = eventfd(0, EFD_CLOEXEC), .pidfd = eventfd(0, EFD_CLOEXEC) };
+	struct lm_vm vm = { .ops = &fake_ops, .guardian_fd = eventfd(0, EFD_CLOEXEC), .pidfd = eventfd(0, EFD_CLOEXEC) };
 	struct lm_guardian g;
 	struct lm_error err;
 
@@ -484,14 +484,14 @@ static void a_guardian_can_be_stopped_twice_and_leaves_no_process(void **state)
 	assert_ok(lm_guardian_start(&g, &vm, LM_SOURCE, NULL, &err), err);
 	lm_guardian_stop(&g);
 	lm_guardian_stop(&g); /* takes one that is stopped */
-	close(vm.rescue_fd);
+	close(vm.guardian_fd);
 	close(vm.pidfd);
 	reap_guardians();
 }
 
 static void the_guardian_holds_no_descriptor_but_its_own(void **state)
 {
-	struct lm_vm vm = { .ops = &fake_ops, .rescue_fd = eventfd(0, EFD_CLOEXEC), .pidfd = eventfd(0, EFD_CLOEXEC) };
+	struct lm_vm vm = { .ops = &fake_ops, .guardian_fd = eventfd(0, EFD_CLOEXEC), .pidfd = eventfd(0, EFD_CLOEXEC) };
 	struct lm_guardian g;
 	struct lm_error err;
 	int ends[2];
@@ -505,7 +505,7 @@ static void the_guardian_holds_no_descriptor_but_its_own(void **state)
 	assert_int_equal(read(ends[0], &c, 1), 0); /* hangs if the guardian kept it */
 	lm_guardian_stop(&g);
 	close(ends[0]);
-	close(vm.rescue_fd);
+	close(vm.guardian_fd);
 	close(vm.pidfd);
 	reap_guardians();
 }
@@ -520,7 +520,7 @@ static void signals_to_the_engines_group_do_not_reach_the_guardian(void **state)
 	assert_true(wait_for(engine_is_ready, 5000));
 	kill(-pid, SIGKILL); /* as a shell or a supervisor does */
 	reap_guardians();
-	assert_int_equal(seen->rescue, LM_RESCUE_UNDO_RUN);
+	assert_int_equal(seen->force, LM_FORCE_UNDO_RUN);
 }
 
 static void without_a_guardian_every_call_is_harmless(void **state)
@@ -543,7 +543,7 @@ int main(void)
 		cmocka_unit_test_setup(a_guest_that_was_paused_by_its_user_stays_paused, setup),
 		cmocka_unit_test_setup(a_source_engine_that_dies_after_commit_leaves_the_guest_alone_and_says_so, setup),
 		cmocka_unit_test_setup(a_commit_that_was_not_sent_is_undone_like_a_pause, setup),
-		cmocka_unit_test_setup(a_rescue_that_fails_is_reported, setup),
+		cmocka_unit_test_setup(a_force_that_fails_is_reported, setup),
 		cmocka_unit_test_setup(a_destination_engine_that_dies_before_loading_needs_nothing, setup),
 		cmocka_unit_test_setup(a_destination_engine_that_dies_before_commit_takes_its_guest_along, setup),
 		cmocka_unit_test_setup(a_destination_engine_that_dies_after_commit_has_its_guest_run, setup),
