@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A lane stops: by any thread, and with which words; who may place is told first. */
+/* Any thread may stop a lane.  Its later errors say why; a thread that places zeros has ended before. */
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Who sleeps is not made to sleep for longer than this by what others charge. */
+/* What other threads charge makes a thread that sleeps sleep no longer than this. */
 #define LM_THROTTLE_DEBT_NS INT64_C(40000000)
 
 struct lm_throttle {

@@ -38,7 +38,7 @@ struct lm_ctx {
 	/* The peer, and the way to it */
 	struct lm_ram ram;
 	struct lm_control control;
-	char peer[LM_ADDRESS_MAX]; /* destination: who has connected */
+	char peer[LM_ADDRESS_MAX]; /* destination: address of the source that has connected */
 	struct lm_transport *transport; /* owned: the lanes of pre-copy */
 	struct lm_pool *pool;           /* owned: a thread for each of those lanes */
 	int64_t outage_ns;        /* pre-copy: so much longer than the peer timeout the network may be away */

@@ -68,7 +68,7 @@ static int peer_said(void *opaque, struct lm_error *err)
 	return 0;
 }
 
-/* Both notice when a lane breaks; who has given up says why at the same time. */
+/* Both sides notice when a lane breaks.  The side that gave up says why at the same time. */
 static int reason_of_peer(struct listener *l, int r, struct lm_error *err)
 {
 	struct pollfd p = { .fd = lm_transport_peer_fd(l->p), .events = POLLIN };

@@ -161,7 +161,7 @@ static int check_epochs(struct lm_restore *rs, struct lm_error *err)
 }
 
 /*
- * Who comes next finds in the mark with which epoch we had them, and need not wonder whose
+ * The next restore finds in the mark with which epoch we had them, and need not wonder whose
  * that was; also when we are killed.  One that tells of somebody else stays one that does.
  */
 static int note_epochs(struct lm_restore *rs, struct lm_error *err)

@@ -237,7 +237,7 @@ static void say_done(struct lm_save *sv)
 }
 
 /*
- * The guest runs on.  First the image must not be restored any more: who is killed in
+ * The guest runs on.  First the image must not be restored any more: an engine that is killed in
  * between leaves a guest that is paused, and neither runs nor is in an image.
  */
 static void undo(struct lm_save *sv)

@@ -22,7 +22,7 @@
 #define LM_LANE_RETRY_MAX_NS (8 * LM_NS_PER_S)
 /* A lane that has lived for so long after it came back did come back. */
 #define LM_LANE_STEADY_NS    (5 * LM_NS_PER_S)
-/* How long one attempt may take; who waits for the other to connect waits a little longer. */
+/* How long one attempt may take.  The side that waits for the other to connect waits a little longer. */
 #define LM_LANE_ATTEMPT_NS   (3 * LM_NS_PER_S)
 #define LM_LANE_ACCEPT_NS    (LM_LANE_ATTEMPT_NS + 1 * LM_NS_PER_S)
 

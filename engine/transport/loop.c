@@ -3,7 +3,7 @@
  * A transport inside one process, for tests of everything above it.
  *
  * Each lane is a ring of runs and flush marks between the two ends: the active
- * side's thread (who writes or fetches) puts them in, the other's poll takes them out
+ * side's thread (which writes or fetches) puts them in, the other's poll takes them out
  * and copies from the source's mapping to the destination's.  Both ends share one
  * object, which the last to close frees.
  */

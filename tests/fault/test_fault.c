@@ -304,7 +304,7 @@ static struct lm_lock_info look(const char *uri, const char *host)
 	return info;
 }
 
-/* Who runs the guest holds its locks; nobody else gets them. */
+/* The host that runs the guest holds its locks; no other host gets them. */
 static void assert_locks(const struct hit *h, int where)
 {
 	for (unsigned i = 0; i < 2; i++) {

@@ -203,7 +203,7 @@ static void a_signal_changes_nothing(struct rig *rig)
 	assert_int_equal(rig_summary_int(m.receive, "postcopy.recoveries"), 0);
 }
 
-/* Who looks for a peer may be told to give that up; nothing is lost by it. */
+/* A user may tell an engine that looks for its peer to give that up; nothing is lost by it. */
 static void a_signal_ends_the_search(struct rig *rig)
 {
 	struct storm m;

@@ -90,7 +90,7 @@ void cpus_wake(const struct options *o, const struct clock *c)
 	wait_us(START_US);
 	*apic(APIC_COMMAND) = SIPI_ALL | TRAMPOLINE >> 12;
 	wait_us(START_US);
-	/* Who runs already takes no notice of the second one. */
+	/* A CPU that runs already takes no notice of the second one. */
 	*apic(APIC_COMMAND) = SIPI_ALL | TRAMPOLINE >> 12;
 }
 

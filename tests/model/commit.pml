@@ -50,7 +50,7 @@ bool lanes = true;                          /* bytes of the source can reach the
 byte faults = FAULTS;
 bool g_offered;                             /* shared with the source's guardian: locks may be offered */
 bool g_offering;                            /* the same: the engine is at the storage with its offer */
-bool down_s, down_d;                        /* who does not reach the storage */
+bool down_s, down_d;                        /* hosts that do not reach the storage */
 #if LOCKS
 mtype:lock lk[LOCKS] = at_source;
 bool again[LOCKS];                          /* its epoch is past that of the first offer */

@@ -8,7 +8,7 @@
  * it may use post-copy.  So a guest is found by its QMP socket without a connection to
  * it: QEMU would serve that one after the sender's own, or the guardian's after it.
  *
- * A process id may be in use again by somebody else: who is signalled is held by a
+ * A process id may be in use again by somebody else: the process that is signalled is held by a
  * pidfd, and its start time compared after that.  A file that nobody holds, or whose
  * process is another one, is stale: it is passed over here, and overwritten by the
  * next `send` of that guest.

@@ -24,7 +24,7 @@ static void futex_wake(_Atomic uint32_t *at)
 	syscall(SYS_futex, at, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Who touches when is settled in the test's process, which TSan does not see: relaxed atomics. */
+/* The test's process decides which thread touches when.  TSan does not see that: relaxed atomics. */
 static uint64_t word_load(const volatile uint64_t *word)
 {
 	return __atomic_load_n(word, __ATOMIC_RELAXED);

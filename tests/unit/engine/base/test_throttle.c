@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The bandwidth cap: who may wait pays for those who may not. */
+/* The bandwidth cap: pages that may wait pay for pages that may not. */
 #include "unit.h"
 #include "engine/base/clock.h"
 #include "engine/base/throttle.h"

@@ -399,7 +399,7 @@ static void hold_then_remove(int ready)
 	lm_pcstate_remove(&childs);
 }
 
-/* Who waits for the lock of an engine that is about to be done finds nothing, and not a file without a name. */
+/* Waiting for the lock of an engine that is about to be done finds nothing, and not a file without a name. */
 static void a_state_that_is_removed_while_one_waits_for_it_is_gone(void **state)
 {
 	struct lm_pcstate st;

@@ -201,7 +201,7 @@ static void a_lane_of_the_background_that_comes_back_fetches_again(void **state)
 	rig_free(g);
 }
 
-/* There is no background: who waits is served by that lane, or not at all. */
+/* There is no background: that lane serves a waiting thread, or nothing does. */
 static void the_lane_for_faults_that_comes_back_serves_them_again(void **state)
 {
 	struct rig *g = rig_new(true);
