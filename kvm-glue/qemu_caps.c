@@ -130,7 +130,7 @@ void qemu_caps_restore(struct qemu *q)
 					 lm_js_int(q->params_before, "downtime-limit", QEMU_DOWNTIME_LIMIT_MS),
 					 lm_js_str(q->params_before, "tls-creds")), NULL, &err);
 	if (r)
-		qemu_debug(q, "migration settings of QEMU are not put back: %s", err.msg);
+		qemu_debug(q, "QEMU's migration settings could not be put back: %s", err.msg);
 	lm_js_put(&q->caps_before);
 	lm_js_put(&q->params_before);
 }

@@ -59,7 +59,7 @@ static int load_error(struct qemu *q, struct lm_error *err)
 	if (r)
 		return load_died(r, err);
 	return lm_err(err, -EREMOTEIO, LM_SCOPE_SESSION,
-		      "QEMU could not load the device state: %s; end this QEMU, it holds half a guest",
+		      "QEMU could not load the device state: %s; end this QEMU, it has only a part of the guest",
 		      st.error[0] ? st.error : "see its log");
 }
 
@@ -76,8 +76,7 @@ static int loaded_wait(struct qemu *q, int64_t deadline_ns, struct lm_error *err
 			return r;
 		if (st.running)
 			return lm_err(err, -EPROTO, LM_SCOPE_SESSION,
-				      "the guest runs at the destination before it was told to: somebody sent "
-				      "`cont`");
+				      "the guest runs at the destination although COMMIT has not come: somebody sent `cont`");
 		if (strcmp(st.run, "inmigrate"))
 			return 0;
 		if (lm_now_ns() >= deadline_ns)

@@ -97,7 +97,7 @@ static int end(int guardian_fd, int pidfd, int64_t deadline_ns, struct lm_error 
 	if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) && errno != ESRCH)
 		return lm_err_errno(err, -errno, LM_SCOPE_VM, "QEMU does not end and cannot be killed");
 	if (!process_gone(pidfd, lm_now_ns() + QEMU_QUIT_NS))
-		return lm_err(err, -ETIMEDOUT, LM_SCOPE_VM, "QEMU does not die, although it was killed");
+		return lm_err(err, -ETIMEDOUT, LM_SCOPE_VM, "QEMU was killed, but has not ended");
 	return 0;
 }
 

@@ -323,8 +323,7 @@ static int rule_start_paused(struct qemu *q, struct lm_check *c, struct lm_error
 	found(c, "started with%s -S", paused ? "" : "out");
 	if (!paused)
 		return advise(c, LM_CHECK_WARN,
-			      "migrate-rdma will tell QEMU not to run the guest by itself; -S says so from the "
-			      "start");
+			      "migrate-rdma will tell QEMU not to run the guest by itself; with -S QEMU never does");
 	return 0;
 }
 

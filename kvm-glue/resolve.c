@@ -112,7 +112,7 @@ static int locks_own(struct lm_qmp *qmp, struct lm_locks *l, bool free_too, int6
 	int r = lm_locks_reclaim(l, free_too, deadline_ns, err);
 
 	if (r && lm_locks_final(r))
-		lm_err_prefix(err, "the guest is not this host's to run");
+		lm_err_prefix(err, "this host does not hold the guest's storage locks");
 	for (unsigned i = 0; !r && i < l->n; i++) {
 		char name[40];
 
@@ -203,7 +203,7 @@ LM_API int lm_resolve_locked(const char *path, enum lm_resolve what, const char 
 	int r;
 
 	if (what == LM_RESOLVE_AUTO && !nlocks)
-		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "without storage locks nobody but a person can decide");
+		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "without storage locks only a person can decide");
 	r = lm_qmp_connect(path, -1, p.deadline_ns, &qmp, err);
 	if (!r)
 		p.holder_pid = lm_qmp_peer_pid(qmp);

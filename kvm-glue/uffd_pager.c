@@ -63,7 +63,7 @@ static int api_negotiate(struct uffd_pager *u, struct lm_error *err)
 				    "5.18 or newer");
 	if ((api.features & wanted) != wanted)
 		return lm_err(err, -ENOTSUP, LM_SCOPE_SESSION,
-			      "this kernel has not all that post-copy needs: Linux 5.18 or newer");
+			      "this kernel lacks something that post-copy needs: use Linux 5.18 or newer");
 	return 0;
 }
 

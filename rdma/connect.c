@@ -199,7 +199,7 @@ static int plan(struct connecting *c, struct lm_error *err)
 	c->t->npairs = c->npairs;
 	if (!c->npairs)
 		return lm_err(err, -EHOSTUNREACH, LM_SCOPE_SESSION,
-			      "none of our RDMA rails speaks the destination's kind of address");
+			      "none of our RDMA rails has an address of the destination's kind");
 	return 0;
 }
 

@@ -27,7 +27,7 @@ struct meaning {
 };
 
 static const struct meaning meanings[] = {
-	{ IBV_WC_RETRY_EXC_ERR, -ETIMEDOUT, "nobody answers: is the link up, the peer alive, are packets lost (PFC, MTU)?" },
+	{ IBV_WC_RETRY_EXC_ERR, -ETIMEDOUT, "no answer from the peer: is the link up, does the peer run, are packets lost (PFC, MTU)?" },
 	{ IBV_WC_RNR_RETRY_EXC_ERR, -ETIMEDOUT, "the peer takes no messages: it hangs" },
 	{ IBV_WC_REM_ACCESS_ERR, -EACCES, "the peer's device refused the access: its memory is no longer registered" },
 	{ IBV_WC_REM_INV_REQ_ERR, -EPROTO, "the peer's device refused the request" },
@@ -231,7 +231,7 @@ void rd_lane_hear(struct rd_lane *l)
 	}
 	/* Its channel stays readable: nobody could wait any more. */
 	if (r != -EAGAIN)
-		rd_lane_fail(l, "rdma_cm tells nothing of the connection any more");
+		rd_lane_fail(l, "rdma_cm no longer reports on the connection");
 }
 
 static int received(struct rd_lane *l, const struct ibv_wc *wc, struct lm_poll_result *res, struct lm_error *err)

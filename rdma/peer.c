@@ -177,13 +177,13 @@ int rd_peer_message(struct rd_lane *l, const uint8_t *buf, size_t len, struct lm
 	int r;
 
 	if (len < sizeof(head) || len > RDMA_MSG_SIZE)
-		return strange(l, err, "sent a message of a strange length");
+		return strange(l, err, "sent a message of a wrong length");
 	memcpy(&head, buf, sizeof(head));
 	in.entries = buf + sizeof(head);
 	in.count = lm_le16_get(head.count);
 	m = message_find(l, lm_le16_get(head.type));
 	if (lm_le32_get(head.magic) != RDMA_MSG_MAGIC || !m || l->closed)
-		return strange(l, err, "sent a message that is none, or has no place here");
+		return strange(l, err, "sent a message of an unknown kind, or at the wrong time");
 	if (len != sizeof(head) + in.count * m->entry || (m->entry ? !in.count : in.count))
 		return strange(l, err, "sent a message whose length is not that of its entries");
 	r = take_header(l, &head, err);

@@ -406,7 +406,7 @@ static int san_take(struct lm_lock *l, const struct lm_lock_note *offer, int64_t
 	if (!r)
 		r = proof(s, err);
 	if (!r && l->epoch != offer->epoch + 1 && !lm_broken("lock-version"))
-		r = lm_err(err, -ESTALE, LM_SCOPE_SESSION, "somebody held it in between: version %llu after %llu",
+		r = lm_err(err, -ESTALE, LM_SCOPE_SESSION, "another host held it in the meantime: version %llu after %llu",
 			   (unsigned long long)l->epoch, (unsigned long long)offer->epoch);
 	return r ? r : lm_fault_point("lock-owned", err);
 }

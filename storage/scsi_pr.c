@@ -96,8 +96,8 @@ static int re_establish(struct scsi_pr *s, const struct lm_pr_view *v, int64_t d
 	r = pr_become(s, s->key, 0, true, deadline_ns, err);
 	if (r)
 		return r == -EBUSY ? -ESTALE : r;
-	lm_lock_remark(&s->lock, "the target %s (generation %u after %u): for a while nobody was kept out. It is registered "
-		       "and reserved again", key_there(v, s->key) ? "had dropped the reservation with the path that held it" :
+	lm_lock_remark(&s->lock, "the target %s (generation %u after %u): for a while other hosts were not kept out. It is "
+	               "registered and reserved again", key_there(v, s->key) ? "had dropped the reservation with the path that held it" :
 		       "has restarted and had forgotten the reservation", v->generation, before);
 	return 0;
 }

@@ -15,7 +15,7 @@ static int add(const char *name, struct lm_scsi_path *paths[static LM_SCSI_PATHS
 	if (*n == LM_SCSI_PATHS_MAX)
 		return lm_err(err, -E2BIG, LM_SCOPE_OPERATION, "more than %d paths", LM_SCSI_PATHS_MAX);
 	if (strlen(name) >= LM_SG_NAME_MAX)
-		return lm_err(err, -ENAMETOOLONG, LM_SCOPE_OPERATION, "%.64s: such a long name no SCSI disk has", name);
+		return lm_err(err, -ENAMETOOLONG, LM_SCOPE_OPERATION, "%.64s: no SCSI disk has such a long name", name);
 	paths[*n] = lm_sg_path(name);
 	if (!paths[*n])
 		return lm_err(err, -ENOMEM, LM_SCOPE_OPERATION, "no memory");

@@ -60,7 +60,7 @@ static int peer_said(void *opaque, struct lm_error *err)
 	if (r <= 0)
 		return r;
 	if (l->c->side == LM_DEST)
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent %s while its lanes were waited for",
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent %s while this side waited for its lanes",
 			      lm_msg_name(msg.type));
 	/* The destination has all lanes, and goes on before we have heard of the last. */
 	lm_control_put_back(&l->c->control, &msg);

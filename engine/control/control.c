@@ -123,7 +123,7 @@ static int recv_frame(struct lm_control *c, struct lm_msg *msg, struct lm_error 
 	if (!r && msg->len)
 		r = lm_stream_recv_all(c->stream, c->buf, msg->len, deadline, -1, err);
 	if (r == -ETIMEDOUT)
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer stopped in the middle of a message");
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the peer sent only a part of a message, then nothing");
 	if (r)
 		return r;
 	c->recv_seq++;

@@ -85,7 +85,7 @@ static int read_mark(struct lm_image *img, struct lm_error *err)
 	if (r)
 		return r;
 	if (!lm_image_mark_valid(&m, img->head.id))
-		return damaged(img, err, "whether it has run is not to be read");
+		return damaged(img, err, "the mark that says whether it has run cannot be read");
 	img->mark = lm_le32_get(m.state);
 	img->uses = lm_le32_get(m.uses);
 	img->mark_ns = (int64_t)lm_le64_get(m.time_ns);

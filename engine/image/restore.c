@@ -27,9 +27,9 @@ static int check_mark(const struct lm_restore *rs, const struct lm_image *img, s
 {
 	struct lm_ctx *c = rs->c;
 	static const char *const why[] = {
-		[LM_IMAGE_PENDING] = "belongs to a quick migration that did not end: its guest may run where it came from",
-		[LM_IMAGE_USED] = "has been restored before: its guest has run since, and has written to its disks",
-		[LM_IMAGE_VOID] = "was given up: its guest went on where it was",
+		[LM_IMAGE_PENDING] = "belongs to a quick migration that was not completed: its guest may run on the host that it came from",
+		[LM_IMAGE_USED] = "has been restored before: its guest has run since then and has written to its disks",
+		[LM_IMAGE_VOID] = "was given up: its guest went on on the host where it was saved",
 	};
 
 	if (img->mark == LM_IMAGE_FRESH || c->opt.again)
@@ -113,7 +113,7 @@ void lm_restore_close(struct lm_restore *rs)
 
 static int foreign_epoch(const struct lm_restore *rs, unsigned i, uint64_t epoch, struct lm_error *err)
 {
-	return lm_err(err, -ESTALE, LM_SCOPE_SESSION, "the lock %s was held by somebody after the guest was saved (epoch %llu, in "
+	return lm_err(err, -ESTALE, LM_SCOPE_SESSION, "somebody held the lock %s after the guest was saved (epoch %llu, in "
 		      "the image %llu): the disks may not fit its memory any more. Find out who had it; --force-locks restores "
 		      "the guest all the same", rs->in->handover->locks.lock[i]->uri, (unsigned long long)epoch,
 		      (unsigned long long)rs->image.epochs[i]);

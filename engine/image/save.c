@@ -221,7 +221,7 @@ static void release(struct lm_save *sv)
 
 	if (lm_locks_release(&sv->out->handover->locks, lm_image_lock_deadline(c), &e))
 		lm_ctx_log(c, LM_LOG_ERROR, "the guest is saved, but a storage lock was not released: %s; release it with "
-			   "`migrate-rdma lock release`, else only this host can restore the guest", e.msg);
+		           "`migrate-rdma lock release`, or only this host can restore the guest", e.msg);
 	c->summary.blackout.lock_ns = lm_now_ns() - begin;
 }
 

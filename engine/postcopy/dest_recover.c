@@ -48,9 +48,9 @@ static int interrupted(struct lm_postcopy_dest *p, const struct lm_error *why, s
 {
 	p->both.c->summary.outcome = LM_OUTCOME_INTERRUPTED;
 	return lm_err(err, -ENOTCONN, LM_SCOPE_SESSION,
-		      "post-copy is interrupted: the source is not to be found (%.200s). The guest is here and waits "
-		      "where it touches a page that is missing: do not end the source's QEMU; go on with `migrate-rdma "
-		      "recover` on both hosts", why->msg);
+		      "post-copy is interrupted: the source cannot be reached (%.200s). The guest is here, and waits when it "
+		      "touches a page that is missing. Do not end the source's QEMU; go on with `migrate-rdma recover` on both "
+		      "hosts", why->msg);
 }
 
 /* The threads go on showing what is whole; wait for the source to come back. */

@@ -139,7 +139,7 @@ static int recover(struct lm_postcopy_source *p, struct lm_error *err)
 	struct timespec nap = { 0, TRY_AGAIN_NS };
 	struct lm_error e = *err;
 
-	lm_ctx_log(c, LM_LOG_WARN, "post-copy: the destination is lost (%s); looking for it", e.msg);
+	lm_ctx_log(c, LM_LOG_WARN, "post-copy: the destination is lost (%s); trying to reach it", e.msg);
 	if (c->opt.recover_timeout_ns <= 0)
 		deadline = lm_now_ns();
 	do {
@@ -159,9 +159,8 @@ static int recover(struct lm_postcopy_source *p, struct lm_error *err)
 	disconnect(p);
 	c->summary.outcome = LM_OUTCOME_INTERRUPTED;
 	return lm_err(err, -ENOTCONN, LM_SCOPE_SESSION,
-		      "post-copy is interrupted: the destination is not to be found (%.200s). The guest runs there and "
-		      "waits for pages of this host: do not end the QEMU here; go on with `migrate-rdma recover` on both "
-		      "hosts", e.msg);
+		      "post-copy is interrupted: the destination cannot be reached (%.200s). The guest runs there and needs pages "
+		      "of this host. Do not end the QEMU here; go on with `migrate-rdma recover` on both hosts", e.msg);
 }
 
 int lm_postcopy_find(struct lm_postcopy_source *p, struct lm_error *err)

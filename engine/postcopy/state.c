@@ -287,7 +287,7 @@ int lm_pcstate_open(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, st
 	if (!head_valid(st, h, side) || h->vm_pid != vm_pid)
 		return lm_err(err, -EBADMSG, LM_SCOPE_SESSION, "%s is not a state of this version", st->path);
 	if (!h->vm_start || start_of(vm_pid) != h->vm_start)
-		return lm_err(err, -ESRCH, LM_SCOPE_SESSION, "%s is of a process %d that has ended: delete it", st->path,
+		return lm_err(err, -ESRCH, LM_SCOPE_SESSION, "%s belongs to process %d, which has ended: delete it", st->path,
 			      vm_pid);
 	r = await_end(h, err);
 	if (!r)

@@ -47,21 +47,21 @@ static int in_doubt(struct lm_outgoing *o, const struct lm_error *why, int lock_
 	o->c->summary.guest_runs_here = false;
 	if (lock_r == -ESTALE)
 		return lm_err(err, why->code, LM_SCOPE_SESSION,
-			      "in doubt: no answer to COMMIT came (%.120s), and the storage lock is nobody's now (%.160s). The "
-			      "guest is paused here. When it is certain that it never ran there: `migrate-rdma resolve "
-			      "--run-here`", why->msg, lock->msg);
+			      "in doubt: no answer to COMMIT came (%.120s), and nobody holds the storage lock now (%.160s). The "
+			      "guest is paused here. If it is certain that the guest never ran on the destination: `migrate-rdma "
+			      "resolve --run-here`", why->msg, lock->msg);
 	if (lm_locks_final(lock_r))
 		return lm_err(err, why->code, LM_SCOPE_SESSION,
 			      "no answer to COMMIT came (%.120s), but the destination has the storage lock (%.120s): the "
-			      "guest is there, and paused here. When it is seen to run there, end this QEMU: "
-			      "`migrate-rdma resolve --end-here`", why->msg, lock->msg);
+			      "guest is there, and paused here. Once it runs there, end this QEMU: `migrate-rdma resolve "
+			      "--end-here`", why->msg, lock->msg);
 	if (lock_r)
 		return lm_err(err, why->code, LM_SCOPE_SESSION,
-			      "in doubt: no answer to COMMIT came (%.120s), and the storage locks cannot be asked (%.120s). "
-			      "The guest is paused here; when they can: `migrate-rdma resolve --auto`", why->msg, lock->msg);
+			      "in doubt: no answer to COMMIT came (%.120s), and the storage locks do not answer (%.120s). The guest "
+			      "is paused here. When they answer again: `migrate-rdma resolve --auto`", why->msg, lock->msg);
 	return lm_err(err, why->code, LM_SCOPE_SESSION,
-		      "in doubt: COMMIT was sent and no answer came (%.200s). The guest is paused here; it runs on "
-		      "the destination, or nowhere. Look there first, then `migrate-rdma resolve`", why->msg);
+		      "in doubt: COMMIT was sent and no answer came (%.200s). The guest is paused here; it runs on the destination, "
+		      "or nowhere. Find out whether it runs there, then use `migrate-rdma resolve`", why->msg);
 }
 
 /* The destination never runs the guest: as if COMMIT had not been sent.  Returns the code of why. */

@@ -101,8 +101,8 @@ static bool reclaim(const struct guard *g)
 		    "there, and stays paused here. When it runs there, end this QEMU: `migrate-rdma resolve --end-here`",
 		    err.msg);
 	else if (r)
-		say("migrate-rdma guardian: the engine died, and the storage locks cannot be asked (%s): the migration is in "
-		    "doubt, the guest is paused here. When they can: `migrate-rdma resolve --auto`", err.msg);
+		say("migrate-rdma guardian: the engine died, and the storage locks do not answer (%s): the migration is in doubt, "
+		    "the guest is paused here. When they answer again: `migrate-rdma resolve --auto`", err.msg);
 	return !r;
 }
 
@@ -141,8 +141,8 @@ static void take_and_run(const struct guard *g)
 		force(g, LM_FORCE_END, "the engine died after COMMIT, and the source has taken the storage lock back: the "
 					 "destination's guest was ended");
 	} else if (r) {
-		say("migrate-rdma guardian: the engine died after COMMIT, and the storage locks could not be taken (%s): the "
-		    "guest is paused here. When they can: `migrate-rdma resolve --auto`", err.msg);
+		say("migrate-rdma guardian: the engine died after COMMIT, and the storage locks could not be taken (%s): the guest "
+		    "is paused here. When the storage answers again: `migrate-rdma resolve --auto`", err.msg);
 	} else if (atomic_load(&g->shared->run)) {
 		force(g, LM_FORCE_RUN, "the engine died after COMMIT: the guest runs here");
 	}

@@ -33,8 +33,7 @@ static int acquire(struct lm_handover *h, struct lm_error *err)
 		return r;
 	say_remarks(h);
 	if (!held)
-		lm_ctx_log(h->c, LM_LOG_INFO, "the guest's storage locks were acquired; they stay with this host as long "
-			   "as the guest does");
+		lm_ctx_log(h->c, LM_LOG_INFO, "the guest's storage locks were acquired; this host keeps them as long as it has the guest");
 	return 0;
 }
 
@@ -211,7 +210,7 @@ void lm_handover_give_back(struct lm_handover *h)
 	struct lm_error e = { 0 };
 
 	if (lm_locks_give_back(&h->locks, lm_deadline_after(LOCK_TIMEOUT_NS), &e))
-		lm_ctx_log(h->c, LM_LOG_ERROR, "a storage lock that was taken for the guest could not be given back (%s): the "
-			   "source cannot run it before that; `migrate-rdma lock release` when the storage answers",
+		lm_ctx_log(h->c, LM_LOG_ERROR, "a storage lock that was taken for the guest could not be given back (%s), and the "
+		           "source cannot run the guest before that: run `migrate-rdma lock release` when the storage answers again",
 			   e.msg);
 }

@@ -121,7 +121,7 @@ static bool end_vm(struct lm_ctx *c)
 	bool ended = !lm_vm_end(c->vm, lm_deadline_after(LM_RESUME_TIMEOUT_NS), &e);
 
 	lm_ctx_log(c, ended ? LM_LOG_INFO : LM_LOG_ERROR, "%s%s",
-		   ended ? "the destination's QEMU was ended: it held half a guest" :
+		   ended ? "the destination's QEMU was ended, because it had received only a part of the guest" :
 		   "the destination's QEMU could not be ended: ", e.msg);
 	return ended;
 }

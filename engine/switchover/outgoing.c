@@ -73,8 +73,8 @@ static bool may_run_again(struct lm_outgoing *o)
 	c->summary.outcome = LM_OUTCOME_IN_DOUBT;
 	c->summary.guest_runs_here = false;
 	lm_guardian_idle(o->guardian);
-	lm_ctx_log(c, LM_LOG_ERROR, "the guest is paused here: its storage locks could not be taken back (%s); when they "
-		   "can: `migrate-rdma resolve --auto`", e.msg);
+	lm_ctx_log(c, LM_LOG_ERROR, "the guest is paused here: its storage locks could not be taken back (%s). When the storage "
+	           "answers again: `migrate-rdma resolve --auto`", e.msg);
 	return false;
 }
 

@@ -72,7 +72,7 @@ static int await_welcome(struct tcp_lane *l, const struct lm_transport_params *p
 	if (r == -ECONNRESET)
 		return lm_err(err, -EACCES, LM_SCOPE_SESSION, "the destination does not know this lane");
 	if (!r && (lm_le32_get(f.magic) != TCP_FRAME_MAGIC || lm_le32_get(f.type) != TCP_WELCOME))
-		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the destination answered with something strange");
+		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the destination's answer is not one of this protocol");
 	return r;
 }
 

@@ -72,7 +72,7 @@ static int handle_batch(struct tcp *t, struct tcp_lane *l, struct lm_error *err)
 	if (r)
 		return r;
 	if (l->fetch && !tcp_fetch_expects(l, count))
-		return bad_frame(err, "an answer to what was not asked for");
+		return bad_frame(err, "an answer without a request");
 	l->seq++;
 	l->batches++;
 	l->in_batch = true;

@@ -228,7 +228,7 @@ static const struct attack attacks[] = {
 	{ "hanging_up", nothing, "clos", true, 0 },
 	{ "garbage", garbage, "no migrate-rdma control message", false, 0 },
 	{ "http", http, "no migrate-rdma control message", false, 0 },
-	{ "half_a_header_and_silence", half_a_header, "middle of a message", false, 0 },
+	{ "half_a_header_and_silence", half_a_header, "only a part of a message", false, 0 },
 	{ "half_a_header_and_the_end", half_a_header, "clos", true, 0 },
 	{ "half_a_message_and_the_end", half_a_message, "clos", true, 0 },
 	{ "an_oversized_message", oversized, "payload above", false, 0 },

@@ -152,7 +152,7 @@ static void a_pending_image_is_refused(struct rig *rig)
 		r = rig_engine(rig, "restore", argv, NULL);
 	}
 	assert_ends(r, EXIT_REFUSED);
-	assert_true(rig_log_has(r->proc, "did not end"));
+	assert_true(rig_log_has(r->proc, "was not completed"));
 }
 
 /* ---- struck ---- */

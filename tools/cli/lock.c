@@ -58,8 +58,8 @@ static bool confirmed(const struct cli_settings *s)
 	if (s->yes)
 		return true;
 	if (!isatty(STDIN_FILENO)) {
-		fprintf(stderr, "migrate-rdma lock: nothing done: there is no terminal to ask on; say --yes if "
-			"it is so\n");
+		fprintf(stderr, "migrate-rdma lock: nothing done: standard input is no terminal, so no confirmation can be asked "
+		        "for; --yes gives it\n");
 		return false;
 	}
 	fprintf(stderr, "Write 'yes' to do it: ");

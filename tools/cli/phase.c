@@ -44,10 +44,10 @@ static void cancel(const struct cli_phase *p, int64_t now_ns, char *buf, size_t 
 	char missing[32] = "";
 
 	if (p->whole) {
-		snprintf(buf, size, "the guest has moved, every page is there: nothing is left to cancel");
+		snprintf(buf, size, "the guest has moved and every page is there: there is nothing to cancel");
 	} else if (p->postcopy && now_ns - p->heard_ns > SILENCE_NS) {
-		snprintf(buf, size, "the guest is on the destination: this cannot be undone; if the other host is lost, it is "
-			 "looked for no longer: go on with 'migrate-rdma recover'");
+		snprintf(buf, size, "the guest is on the destination: this cannot be undone; if the other host is lost, this "
+		         "program no longer tries to reach it: go on with 'migrate-rdma recover'");
 	} else if (p->postcopy) {
 		if (p->missing_pages)
 			cli_bytes_format(p->missing_pages * 4096, missing, sizeof(missing));

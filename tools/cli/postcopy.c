@@ -14,7 +14,7 @@ int cli_postcopy(const struct cli_subcommand *self, struct cli_settings *setting
 		return CLI_EXIT_REFUSED;
 	}
 	if (!settings->quiet)
-		printf("The 'send' of this guest (process %d) was asked to switch over now; it says how that goes.\n",
+		printf("The 'send' of this guest (process %d) was asked to switch over now; its output tells the rest.\n",
 		       pid);
 	return CLI_EXIT_OK;
 }

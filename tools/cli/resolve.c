@@ -19,7 +19,7 @@ static void explain(enum lm_resolve what)
 	if (what == LM_RESOLVE_RUN_HERE)
 		printf("\nThis will run the guest on this host. If it runs on the other host, too, both write to\n"
 		       "the same disks and destroy them. Do it only when the other host's QEMU is known to have\n"
-		       "ended, or the host is known to be down and will not come back with it.\n");
+		       "ended, or its host is known to be down and will not come back with it running.\n");
 	else
 		printf("\nThis will end the QEMU of this host and with it what it holds of the guest. Do it only\n"
 		       "when the guest is known to run on the other host: else it is lost. It is lost, too, when its\n"
@@ -33,8 +33,8 @@ static bool confirmed(const struct cli_settings *settings)
 	if (settings->yes)
 		return true;
 	if (!isatty(STDIN_FILENO)) {
-		fprintf(stderr, "migrate-rdma resolve: nothing done: there is no terminal to ask on; "
-			"say --yes if it is so\n");
+		fprintf(stderr, "migrate-rdma resolve: nothing done: standard input is no terminal, so no confirmation can be asked "
+		        "for; --yes gives it\n");
 		return false;
 	}
 	printf("Write 'yes' to do it: ");

@@ -276,9 +276,9 @@ static int find(const char *qmp, int32_t vm_pid, struct card *ret, struct lm_err
 	}
 	if (qmp)
 		return fail(err, -ESRCH, "no 'migrate-rdma send' of this user moves the guest behind %s from this host; "
-			    "run this where, and as the user as whom, it runs", qmp);
+			    "run this on the host of that 'send', as its user", qmp);
 	return fail(err, -ESRCH, "no 'migrate-rdma send' of this user moves the guest of process %d from this host; "
-		    "run this where, and as the user as whom, it runs", vm_pid);
+		    "run this on the host of that 'send', as its user", vm_pid);
 }
 
 int cli_running_ask(const char *qmp, int32_t vm_pid, int32_t *ret_pid, struct lm_error *err)

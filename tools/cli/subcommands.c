@@ -15,7 +15,7 @@
 	  .offset = AT(lm.qmp), .help = text }
 #define OPTION_PID \
 	{ .name = "pid", .kind = CLI_NUMBER, .argument = "PID", .offset = AT(lm.pid), .max = INT32_MAX, \
-	  .help = "process of QEMU, when a manager passed the QMP socket in" }
+	  .help = "process of QEMU; needed when a manager opened its QMP socket" }
 #define OPTION_JSON \
 	{ .name = "json", .kind = CLI_FLAG, .offset = AT(json), \
 	  .help = "one JSON event per line on standard output" }
@@ -29,11 +29,11 @@
 	  .help = text }
 #define OPTION_PEER_TIMEOUT \
 	{ .name = "peer-timeout", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.peer_timeout_ns), \
-	  .help = "give the other host up when it is silent for so long" }
+	  .help = "regard the other host as lost when nothing came from it for this long" }
 #define OPTION_RECOVER_TIMEOUT \
 	{ .name = "recover-timeout", .kind = CLI_TIME_OR_0, .argument = "TIME", \
 	  .offset = AT(lm.recover_timeout_ns), \
-	  .help = "in post-copy, look for a lost host for so long before ending as interrupted; 0: do not" }
+	  .help = "in post-copy, try to reach a lost host for this long, then end as interrupted; 0: do not try" }
 #define OPTION_QEMU_PID \
 	{ .name = "pid", .kind = CLI_NUMBER, .argument = "PID", .offset = AT(lm.pid), .max = INT32_MAX, \
 	  .help = "process of the guest's QEMU on this host, instead of --qmp" }
@@ -46,7 +46,7 @@
 
 #define OPTION_RAIL \
 	{ .name = "rail", .kind = CLI_RAIL, .argument = "DEV[:PORT[:GID]]", .offset = AT(lm), \
-	  .help = "use this RDMA device (may be repeated); all that reach the other host when not given" }
+	  .help = "use this RDMA device (may be repeated); default: all that reach the other host" }
 #define OPTION_PIN \
 	{ .name = "pin", .kind = CLI_CHOICE, .argument = "HOW", .offset = AT(lm.pin), .choices = pin, \
 	  .help = "how the guest's memory is registered with RDMA devices: auto, all, chunk, or odp" }
@@ -55,12 +55,12 @@
 	{ .name = "image", .kind = CLI_PATH, .required = true, .argument = "PATH", .offset = AT(lm.image), .help = text }
 #define OPTION_THREADS \
 	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 63, \
-	  .help = "threads that read or write the image; 4 when not given" }
+	  .help = "threads that read or write the image; default: 4" }
 #define OPTION_LOCK(text) \
 	{ .name = "lock", .kind = CLI_LOCK, .argument = "URI", .offset = AT(lm), .help = text }
 #define OPTION_HOST \
 	{ .name = "host", .kind = CLI_WORD, .argument = "NAME", .offset = AT(lm.lock_host), \
-	  .help = "this host's name in the lock; made of the node's name and its machine-id when not given" }
+	  .help = "this host's name in the lock; default: made of the node's name and its machine-id" }
 
 /* By the values of enum lm_on_stall, enum lm_postcopy, enum lm_pin and enum cli_shell. */
 static const char *const on_stall[] = {
@@ -85,11 +85,11 @@ static const struct cli_option send_options[] = {
 	{ .name = "to", .kind = CLI_ADDRESS, .required = true, .argument = "ADDRESS:PORT",
 	  .offset = AT(lm.address), .help = "where 'migrate-rdma receive' listens" },
 	{ .name = "max-downtime", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.max_downtime_ns),
-	  .help = "stop the guest only when the last pages are predicted to take no longer" },
+	  .help = "stop the guest only when the last scan and copy are predicted to take no longer than this" },
 	{ .name = "max-bandwidth", .kind = CLI_RATE, .argument = "RATE",
 	  .offset = AT(lm.max_bandwidth_bytes_per_s), .help = "send no faster" },
 	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 64,
-	  .help = "connections (and threads) that carry pages; chosen by the CPUs when not given" },
+	  .help = "connections (and threads) that carry pages; default: by the number of CPUs" },
 	{ .name = "transport", .kind = CLI_TRANSPORT, .argument = "NAME", .offset = AT(lm.transport),
 	  .help = "what carries the pages: auto, or one that 'transports' lists" },
 	OPTION_RAIL,
@@ -97,18 +97,18 @@ static const struct cli_option send_options[] = {
 	OPTION_TIMEOUT("give up when the guest has not been stopped by then"),
 	{ .name = "on-stall", .kind = CLI_CHOICE, .argument = "WHAT", .offset = AT(lm.on_stall),
 	  .choices = on_stall,
-	  .help = "when the guest writes faster than can be sent: wait, force the switchover, or abort" },
+	  .help = "when the guest writes faster than its pages can be sent: wait, force the switchover, or abort" },
 	{ .name = "postcopy", .kind = CLI_CHOICE, .argument = "WHEN", .offset = AT(lm.postcopy),
 	  .choices = postcopy,
-	  .help = "switch over while pages are missing: auto (when another round does not pay), never, or now. "
-		  "From then until the last page has come the guest needs both hosts: losing one loses the guest" },
+	  .help = "switch over while pages are missing: auto (when another round gains too little), never, or now. "
+	          "From then until the last page has arrived the guest needs both hosts: losing one loses the guest" },
 	{ .name = "postcopy-after", .kind = CLI_AFTER, .argument = "N|TIME", .offset = AT(lm), .max = 1000000,
-	  .help = "with auto: switch over so at the latest after N rounds, or after this time" },
+	  .help = "with auto: switch over at the latest after N rounds, or after this time" },
 	OPTION_RECOVER_TIMEOUT,
 	{ .name = "max-pause", .kind = CLI_TIME, .argument = "TIME", .offset = AT(lm.max_pause_ns),
-	  .help = "let the guest go on here when it was stopped for so long and has not moved" },
+	  .help = "let the guest go on here when it has stood still for this long and has not moved" },
 	OPTION_PEER_TIMEOUT,
-	OPTION_LOCK("hand this storage lock over with the guest; may be repeated, in the same order as at 'receive'"),
+	OPTION_LOCK("hand this storage lock over with the guest; may be repeated, in the same order as for 'receive'"),
 	OPTION_HOST,
 	OPTION_QUIT_SOURCE,
 	{ .name = "verify", .kind = CLI_FLAG, .offset = AT(lm.verify),
@@ -127,19 +127,19 @@ static const struct cli_option receive_options[] = {
 	  .offset = AT(lm.address), .help = "where to wait for 'migrate-rdma send'; port 0: any free one" },
 	OPTION_QMP(false, "QMP socket of the waiting QEMU; with --: where to make it"),
 	{ .name = "lanes", .kind = CLI_NUMBER, .argument = "N", .offset = AT(lm.lanes), .max = 64,
-	  .help = "agree to no more connections for pages" },
+	  .help = "accept at most so many connections for pages" },
 	OPTION_RAIL,
 	OPTION_PIN,
 	OPTION_TIMEOUT("give up when no source has come by then"),
 	OPTION_PEER_TIMEOUT,
 	{ .name = "postcopy", .kind = CLI_CHOICE, .argument = "WHEN", .offset = AT(lm.postcopy),
 	  .choices = postcopy_allowed,
-	  .help = "never: refuse to run the guest while pages are missing. Until the last one has come it needs "
-		  "both hosts: losing one loses the guest. auto: the source decides" },
+	  .help = "never: refuse to run the guest while pages are missing. "
+	          "Until the last one has arrived the guest needs both hosts: losing one loses the guest. auto: the source decides" },
 	OPTION_RECOVER_TIMEOUT,
 	{ .name = "paused", .kind = CLI_FLAG, .offset = AT(lm.start_paused),
 	  .help = "leave the guest paused when it has arrived" },
-	OPTION_LOCK("take this storage lock before the guest runs; may be repeated, in the same order as at 'send'"),
+	OPTION_LOCK("take this storage lock before the guest runs; may be repeated, in the same order as for 'send'"),
 	OPTION_HOST,
 	OPTION_INSECURE,
 	OPTION_PID,
@@ -152,7 +152,7 @@ static const struct cli_option receive_options[] = {
 
 static const struct cli_option save_options[] = {
 	OPTION_QMP(true, "QMP socket of the running guest"),
-	OPTION_IMAGE("file to write; one of that name is replaced when the new one is whole"),
+	OPTION_IMAGE("file to write; an older one of this name is replaced once the new one is complete"),
 	OPTION_THREADS,
 	OPTION_TIMEOUT("give up when the guest is not saved by then; it goes on"),
 	OPTION_LOCK("release this storage lock when the guest is saved; may be repeated"),
@@ -169,13 +169,13 @@ static const struct cli_option save_options[] = {
 
 static const struct cli_option quick_options[] = {
 	OPTION_QMP(true, "QMP socket of the running guest"),
-	OPTION_IMAGE("file on shared storage to write; one of that name is replaced"),
+	OPTION_IMAGE("file on shared storage to write; an older one of this name is replaced"),
 	{ .name = "to", .kind = CLI_ADDRESS, .required = true, .argument = "ADDRESS:PORT",
 	  .offset = AT(lm.address), .help = "where 'migrate-rdma restore --listen' waits" },
 	OPTION_THREADS,
 	OPTION_TIMEOUT("give up when the guest has not been restored by then; it goes on here"),
 	OPTION_PEER_TIMEOUT,
-	OPTION_LOCK("hand this storage lock over with the guest; may be repeated, in the same order as at 'restore'"),
+	OPTION_LOCK("hand this storage lock over with the guest; may be repeated, in the same order as for 'restore'"),
 	OPTION_HOST,
 	OPTION_QUIT_SOURCE,
 	OPTION_INSECURE,
@@ -191,21 +191,21 @@ static const struct cli_option restore_options[] = {
 	OPTION_IMAGE("file that 'migrate-rdma save' has written"),
 	OPTION_QMP(false, "QMP socket of the waiting QEMU; with --: where to make it"),
 	{ .name = "paging", .kind = CLI_CHOICE, .argument = "HOW", .offset = AT(paging), .choices = paging,
-	  .help = "eager: read all memory, then run the guest; lazy: run it at once, read what it touches first" },
+	  .help = "eager: read all memory, then run the guest; lazy: run it at once, and read first what it touches" },
 	{ .name = "listen", .kind = CLI_ADDRESS, .argument = "ADDRESS:PORT", .offset = AT(lm.address),
 	  .help = "wait here for 'migrate-rdma quick', which writes the image" },
 	OPTION_TIMEOUT("with --listen: give up when no source has come by then"),
 	OPTION_PEER_TIMEOUT,
 	OPTION_INSECURE,
 	{ .name = "resume", .kind = CLI_FLAG, .offset = AT(resume),
-	  .help = "go on with a lazy restore whose program died, or that could not read the image" },
+	  .help = "go on with a lazy restore that ended early" },
 	{ .name = "again", .kind = CLI_FLAG, .offset = AT(lm.again),
-	  .help = "also when the image has been restored before, or its guest went on: its disks must be as they were" },
+	  .help = "restore even if the image was restored before, or its guest went on: its disks must be as they were" },
 	OPTION_THREADS,
-	OPTION_LOCK("take this storage lock before the guest runs; may be repeated, in the same order as at 'save'"),
+	OPTION_LOCK("take this storage lock before the guest runs; may be repeated, in the same order as for 'save'"),
 	OPTION_HOST,
 	{ .name = "force-locks", .kind = CLI_FLAG, .offset = AT(lm.force_locks),
-	  .help = "also when somebody has held the locks since the guest was saved, or they are others" },
+	  .help = "restore even if somebody has held the locks since the save, or if they are other locks" },
 	{ .name = "paused", .kind = CLI_FLAG, .offset = AT(lm.start_paused),
 	  .help = "leave the guest paused when it is restored" },
 	OPTION_PID,
@@ -217,7 +217,7 @@ static const struct cli_option restore_options[] = {
 };
 
 static const struct cli_option postcopy_options[] = {
-	OPTION_QMP(false, "QMP socket of the guest that 'send' is moving; it is not connected to"),
+	OPTION_QMP(false, "QMP socket of the guest that 'send' is moving; nothing connects to it"),
 	OPTION_QEMU_PID,
 	OPTION_QUIET,
 	OPTION_HELP,
@@ -233,7 +233,7 @@ static const struct cli_option recover_options[] = {
 	  .help = "on the source: where 'migrate-rdma recover' listens" },
 	OPTION_RECOVER_TIMEOUT,
 	OPTION_PEER_TIMEOUT,
-	OPTION_LOCK("a storage lock of the guest; may be repeated: refused where it does not agree"),
+	OPTION_LOCK("a storage lock of the guest; may be repeated; the destination acquires it, the source may not hold it"),
 	OPTION_HOST,
 	OPTION_QUIT_SOURCE,
 	OPTION_INSECURE,
@@ -260,8 +260,8 @@ static const struct cli_option resolve_options[] = {
 	{ .name = "end-here", .kind = CLI_FLAG, .offset = AT(end_here),
 	  .help = "end the QEMU of this host: the guest is known to run on the other" },
 	{ .name = "auto", .kind = CLI_FLAG, .offset = AT(automatic),
-	  .help = "with --lock: run the guest here if this host can get all locks, else leave it; asks nobody" },
-	OPTION_LOCK("a storage lock of the guest; may be repeated, in the same order as at 'send'"),
+	  .help = "with --lock: run the guest here if this host can acquire all locks, else do nothing; no confirmation" },
+	OPTION_LOCK("a storage lock of the guest; may be repeated, in the same order as for 'send'"),
 	OPTION_HOST,
 	{ .name = "yes", .letter = 'y', .kind = CLI_FLAG, .offset = AT(yes), .help = "do not ask" },
 	OPTION_HELP,
@@ -270,7 +270,7 @@ static const struct cli_option resolve_options[] = {
 
 static const struct cli_option lock_options[] = {
 	OPTION_HOST,
-	OPTION_TIMEOUT("give up after so long; none: 10s"),
+	OPTION_TIMEOUT("give up after this time; none: 10s"),
 	{ .name = "yes", .letter = 'y', .kind = CLI_FLAG, .offset = AT(yes), .help = "break: do not ask" },
 	OPTION_JSON,
 	OPTION_QUIET,
@@ -303,9 +303,9 @@ const struct cli_subcommand subcommands[] = {
 	  .options = postcopy_options, .run = cli_postcopy },
 	{ .name = "recover", .summary = "go on with a post-copy that was interrupted",
 	  .options = recover_options, .run = cli_recover },
-	{ .name = "check", .summary = "say whether this host, and a guest, can take part",
+	{ .name = "check", .summary = "show whether this host and a guest can take part",
 	  .options = check_options, .run = cli_check },
-	{ .name = "resolve", .summary = "settle a migration that ended in doubt",
+	{ .name = "resolve", .summary = "decide where the guest runs after a migration that ended in doubt",
 	  .options = resolve_options, .run = cli_resolve },
 	{ .name = "lock", .summary = "show, acquire, release or break a storage lock",
 	  .options = lock_options, .rest = CLI_REST_LOCK, .run = cli_lock },

@@ -191,7 +191,7 @@ static const struct meaning meanings[] = {
 	{ IBV_WC_REM_INV_REQ_ERR, -EPROTO, "refused the request" },
 	{ IBV_WC_REM_ACCESS_ERR, -EACCES, "refused the access" },
 	{ IBV_WC_REM_OP_ERR, -EREMOTEIO, "could not carry it out" },
-	{ IBV_WC_RETRY_EXC_ERR, -ETIMEDOUT, "nobody answers" },
+	{ IBV_WC_RETRY_EXC_ERR, -ETIMEDOUT, "no answer from the peer" },
 	{ IBV_WC_RNR_RETRY_EXC_ERR, -ETIMEDOUT, "takes no messages" },
 	{ IBV_WC_FATAL_ERR, -EIO, "the device has failed" },
 };

@@ -75,7 +75,7 @@ static void one_that_recovers_begins_with_a_search(void **state)
 	cli_phase_init(&p, true);
 	stage(&p, CLI_SIDE_RECEIVE, "open", 10 * S);
 	stage(&p, CLI_SIDE_RECEIVE, "postcopy", 10 * S);
-	assert_answer(&p, CLI_SIDE_RECEIVE, CLI_ASK_CANCEL, LM_POSTCOPY_AUTO, 10 * S, "looked for no longer");
+	assert_answer(&p, CLI_SIDE_RECEIVE, CLI_ASK_CANCEL, LM_POSTCOPY_AUTO, 10 * S, "no longer tries to reach it");
 	stage(&p, CLI_SIDE_RECEIVE, "recovered", 11 * S);
 	assert_answer(&p, CLI_SIDE_RECEIVE, CLI_ASK_CANCEL, LM_POSTCOPY_AUTO, 11 * S, "needs both hosts");
 }
