@@ -31,7 +31,7 @@ extern "C" {
 
 #define LM_API __attribute__((visibility("default")))
 
-/* How far an error reaches decides what is done about it. */
+/* How far an error reaches, which decides what the engine does about it. */
 enum lm_scope {
 	LM_SCOPE_OPERATION, /* this call failed, nothing else is hurt: may be retried */
 	LM_SCOPE_LANE,      /* one lane is dead: its unconfirmed runs go out on another */
@@ -41,7 +41,7 @@ enum lm_scope {
 
 #define LM_ERROR_MSG_MAX 512
 
-/* Filled by whoever found the fault; owned by the caller; msg says what to do. */
+/* Owned by the caller.  The function that finds the fault fills it; msg says what to do. */
 struct lm_error {
 	int code; /* negative errno, 0 when unset */
 	enum lm_scope scope;
@@ -61,20 +61,20 @@ enum lm_outcome {
 	LM_OUTCOME_IN_DOUBT,  /* COMMIT was sent and no answer came: see resolve */
 	LM_OUTCOME_VM_LOST,   /* the guest's QEMU died */
 	/*
-	 * Post-copy lost its peer and did not find it again within recover_timeout_ns.
-	 * The guest runs on the destination and waits there when it touches a page that
-	 * is missing; go on with lm_recover_open() on both sides.
+	 * Post-copy lost its peer and could not reach it again within recover_timeout_ns.  The
+	 * guest runs on the destination and waits there when it touches a page that is missing; go
+	 * on with lm_recover_open() on both sides.
 	 */
 	LM_OUTCOME_INTERRUPTED,
 };
 
 /*
- * Post-copy: the guest is switched over while pages are still missing; they follow,
- * those first that it touches.  From then on the guest needs both hosts until the
- * last page has come: losing either of them, or the destination's memory, loses it.
+ * Post-copy: the guest is switched over while pages are still missing.  They follow while it runs,
+ * and the pages that it touches come first.  From the switchover to the last page the guest needs
+ * both hosts: losing one of them, or the destination's memory, loses the guest.
  */
 enum lm_postcopy {
-	LM_POSTCOPY_AUTO,  /* when pre-copy does not pay any more (hybrid), or after postcopy_after_* */
+	LM_POSTCOPY_AUTO,  /* when another round of pre-copy gains too little (hybrid), or after postcopy_after_* */
 	LM_POSTCOPY_NEVER,
 	LM_POSTCOPY_NOW,   /* at once, without a round of pre-copy */
 };
@@ -121,7 +121,7 @@ struct lm_decision {
 
 /* How much of the guest's memory is registered with RDMA devices, and when. */
 enum lm_pin {
-	LM_PIN_AUTO,  /* by what the device can do, the memlock limit and how much of the memory exists */
+	LM_PIN_AUTO,  /* depends on the device, the memlock limit and how much of the memory exists */
 	LM_PIN_ALL,   /* all at once, before the copy begins */
 	LM_PIN_CHUNK, /* only what exists, in large chunks, ahead of the copy */
 	LM_PIN_ODP,   /* on demand, by the device (On-Demand Paging) */
@@ -280,9 +280,9 @@ LM_API int lm_dest_open(const struct lm_options *options, struct lm_session **re
 			struct lm_error *err);
 
 /*
- * Save the guest to options->image: it is stopped, written, and stays paused here for good
- * (COMPLETED); whatever fails before, it runs on and an older image of that name is as it
- * was.  The image can be restored once.
+ * Save the guest to options->image.  The guest is stopped and written, and stays paused here for
+ * good (COMPLETED).  After a failure the guest goes on, and an older image of that name is
+ * untouched.  The image can be restored once.
  */
 LM_API int lm_save_open(const struct lm_options *options, struct lm_session **ret_session,
 			struct lm_error *err);
@@ -297,10 +297,9 @@ LM_API int lm_restore_resume(const struct lm_options *options, struct lm_session
 			     struct lm_error *err);
 
 /*
- * Go on with a post-copy that lost its peer (LM_OUTCOME_INTERRUPTED) or whose engine
- * died: side by side with the same call on the other host.  Needs qmp or pid, and
- * address: at the destination where to listen, at the source where that is.  The
- * session is then run as any other.
+ * Go on with a post-copy that lost its peer (LM_OUTCOME_INTERRUPTED) or whose engine died.  The
+ * other host has to make the same call.  Needs qmp or pid, and address: the destination listens
+ * there, the source connects to it.  The session is then run like any other.
  */
 LM_API int lm_recover_open(const struct lm_options *options, bool destination,
 			   struct lm_session **ret_session, struct lm_error *err);
@@ -312,17 +311,16 @@ LM_API int lm_recover_open(const struct lm_options *options, bool destination,
 LM_API int lm_session_run(struct lm_session *session, struct lm_error *err);
 
 /*
- * Ask a running session to stop.  Before COMMIT the guest goes on at the source;
- * after it the request has no effect, but that a session which is just then looking
- * for a peer that post-copy lost looks no longer (LM_OUTCOME_INTERRUPTED).
- * Async-signal-safe; any thread.
+ * Ask a running session to stop.  Before COMMIT the guest goes on at the source.  After COMMIT the
+ * request has no effect, with one exception: a session that tries to reach a peer which post-copy
+ * has lost gives up (LM_OUTCOME_INTERRUPTED). Async-signal-safe; any thread.
  */
 LM_API void lm_session_cancel(struct lm_session *session);
 
 /*
- * Ask a running session at the source to switch over to post-copy now, whatever the
- * rounds promise.  No effect after that, or with LM_POSTCOPY_NEVER.  Async-signal-safe;
- * any thread.
+ * Ask a running session at the source to switch over to post-copy now, without waiting for further
+ * rounds.  No effect after the switchover, or with LM_POSTCOPY_NEVER.  Async-signal-safe; any
+ * thread.
  */
 LM_API void lm_session_postcopy(struct lm_session *session);
 
@@ -355,8 +353,8 @@ typedef void lm_check_fn(void *opaque, const struct lm_check *check);
 LM_API int lm_check_host(lm_check_fn *fn, void *opaque);
 
 /*
- * What the transport of this name finds on this host (devices, ports, limits), no
- * line when it needs nothing; lm_check_host() says it, too.  0 or -ENOENT.
+ * What the transport of this name finds on this host (devices, ports, limits); no line when it
+ * needs nothing.  lm_check_host() has the same lines.  0 or -ENOENT.
  */
 LM_API int lm_check_transport(const char *name, lm_check_fn *fn, void *opaque);
 
@@ -376,7 +374,7 @@ enum lm_resolve {
 	LM_RESOLVE_SHOW,
 	LM_RESOLVE_RUN_HERE,
 	LM_RESOLVE_END_HERE,
-	LM_RESOLVE_AUTO, /* with locks: run it here if this host gets them all; nobody has to know anything */
+	LM_RESOLVE_AUTO, /* with locks: run it here if this host gets all of them; needs no person */
 };
 LM_API int lm_resolve(const char *qmp, enum lm_resolve what, char *ret_text, size_t text_size,
 		      struct lm_error *err);
@@ -418,8 +416,8 @@ enum lm_lock_what {
 };
 
 /*
- * Do it and say in *ret how the lock is afterwards.  host: this host's name, NULL for
- * the default.  Blocks at most timeout_ns (0: 10 s).  Any thread.
+ * Do it and fill *ret with the lock's state afterwards.  host: this host's name, NULL for the
+ * default.  Blocks at most timeout_ns (0: 10 s).  Any thread.
  */
 LM_API int lm_lock_run(const char *uri, const char *host, enum lm_lock_what what, int64_t timeout_ns,
 		       struct lm_lock_info *ret, struct lm_error *err);

@@ -15,7 +15,7 @@ struct inject_job {
 
 /* One message from the helper, with the descriptors of the calls that have_fd. */
 struct inject_answer {
-	struct lm_error err; /* code 0: the process was traced and let go as it should be */
+	struct lm_error err; /* code 0: the process was traced and released correctly */
 	long ret[LM_INJECT_MAX];
 	bool has_fd[LM_INJECT_MAX];
 	int64_t held_ns;

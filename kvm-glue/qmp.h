@@ -32,8 +32,8 @@ int lm_qmp_connect(const char *path, int cancel_fd, int64_t deadline_ns, struct 
 /* A connection that exists, in an unknown state: call lm_qmp_resync() next.  Owns fd, also on error. */
 int lm_qmp_adopt(int fd, struct lm_qmp **ret, struct lm_error *err);
 /*
- * Make QEMU forget a half-written command, skip what it still has to say to
- * earlier ones, and make sure that capabilities are negotiated.
+ * Make QEMU forget a command that was sent only in part, skip its answers to earlier commands, and
+ * make sure that capabilities are negotiated.
  */
 int lm_qmp_resync(struct lm_qmp *q, int64_t deadline_ns, struct lm_error *err);
 void lm_qmp_close(struct lm_qmp *q); /* takes NULL */

@@ -19,7 +19,7 @@ struct rdma_conn_param rd_conn_param(const struct rd_lane *l);
  * -ENOSPC: there are RDMA_RAILS_MAX.
  */
 int rd_use_find(struct rdma *t, struct rdma_cm_id *id, struct rd_use **ret, struct lm_error *err);
-/* The connection stands: from now on the device's asynchronous events shut the lane. */
+/* The connection is established: from now on the device's asynchronous events shut the lane. */
 void rd_lane_opened(struct rd_lane *l);
 /* Lanes that are not open. */
 unsigned rd_lanes_missing(const struct rdma *t);

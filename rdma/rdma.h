@@ -48,7 +48,7 @@ static inline int rd_errno(void)
 	return errno ? -errno : -EIO;
 }
 
-/* Those that return it: some providers negative, some -1 and errno.  0 stays 0. */
+/* For calls that return the error: some providers return it negative, some return -1 and set errno.  0 stays 0. */
 static inline int rd_result(int r)
 {
 	return r > 0 ? -r : r == -1 ? rd_errno() : r;
@@ -163,7 +163,7 @@ bool rd_mem_unless_pinned(struct rd_mem *m, uint32_t chunk, int (*fn)(void *), v
 /* Constant once it counts (nuses). */
 struct rd_use {
 	struct rd_device *dev;
-	bool late;          /* of a lane that came back: nobody waits until its memory is registered */
+	bool late;          /* of a lane that came back: no thread waits until its memory is registered */
 	bool small_packets; /* a lane's path MTU is below 4096 */
 	struct rd_mem *mem[LM_REGIONS_MAX];
 };

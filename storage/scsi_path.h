@@ -36,7 +36,7 @@ struct lm_scsi_path_ops {
 	int (*connect)(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err);
 	/* 0 when the target answered, whatever it said.  Else the path is dead until connect. */
 	int (*exec)(struct lm_scsi_path *p, struct lm_scsi_cmd *cmd, int64_t deadline_ns, struct lm_error *err);
-	/* Whether what was connected is still there, as far as that can be seen without a command.  NULL: yes. */
+	/* Whether the connected unit is still there, as far as that can be seen without a command.  NULL: yes. */
 	bool (*alive)(struct lm_scsi_path *p);
 	/* LOGICAL UNIT RESET: 0 when the target has done it. */
 	int (*reset)(struct lm_scsi_path *p, int64_t deadline_ns, struct lm_error *err);
@@ -82,7 +82,7 @@ struct lm_pr_view {
 	uint8_t type;
 };
 
-/* What a target says that it can do.  What it does not say is "unknown". */
+/* What a target says that it can do.  Where it says nothing, the value is "unknown". */
 struct lm_pr_abilities {
 	bool types_known; /* types is about all of them */
 	uint16_t types;   /* bit n: reservations of type n */

@@ -220,7 +220,7 @@ int pr_reg_new(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, int64_t 
 	return r;
 }
 
-/* Key on all paths that are up.  A path that does not take it is not an error as long as one does. */
+/* Put the key on all paths that are up.  A path that does not take it is no error as long as another one does. */
 int pr_reg_all(struct scsi_pr *s, uint64_t key, int64_t deadline_ns, struct lm_error *err)
 {
 	struct lm_error why = { 0 };
@@ -258,7 +258,7 @@ int pr_reg_again(struct scsi_pr *s, const struct lm_pr_view *v, int64_t deadline
 	return pr_reg_all(s, s->key, deadline_ns, err);
 }
 
-/* Nothing of this handle stays registered, but through path keep (NULL: none). */
+/* Remove all registrations of this handle, except through path keep (NULL: no exception). */
 void pr_withdraw_but(struct scsi_pr *s, const struct lm_scsi_path *keep, int64_t deadline_ns)
 {
 	for (unsigned i = 0; i < s->npaths; i++)

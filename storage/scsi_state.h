@@ -20,7 +20,7 @@ struct scsi_pr {
 	uint32_t generation; /* the last one seen: going back means that the target forgot */
 	struct lm_pr_view seen; /* the last view */
 	uint8_t id[LM_LOCK_ID_SIZE];
-	bool doubt;          /* a registration may be gone although nobody told us: make it again */
+	bool doubt;          /* a registration may have been lost without a message: make it again */
 	bool in_flight;      /* of whom the reservation was preempted: commands may be, until it is aborted or reset */
 	uint64_t breaking;   /* the holder that a break is about, and nobody else */
 	bool asked;          /* what the target says that it can do */
@@ -66,13 +66,13 @@ int pr_reg(struct scsi_pr *s, struct lm_scsi_path *p, enum lm_pr_out how, uint64
  */
 int pr_reg_again(struct scsi_pr *s, const struct lm_pr_view *v, int64_t deadline_ns, struct lm_error *err);
 /*
- * Key on a path of which is not known whether it is registered, and with which key.  A
+ * Put the key on a path of which it is not known whether it is registered, and with which key.  A
  * key of another program is not replaced: -EPERM.
  */
 int pr_reg_new(struct scsi_pr *s, struct lm_scsi_path *p, uint64_t key, int64_t deadline_ns, struct lm_error *err);
-/* Key on all paths that are up.  A path that does not take it is not an error as long as one does. */
+/* Put the key on all paths that are up.  A path that does not take it is no error as long as another one does. */
 int pr_reg_all(struct scsi_pr *s, uint64_t key, int64_t deadline_ns, struct lm_error *err);
-/* Nothing of this handle stays registered, but through path keep (NULL: none). */
+/* Remove all registrations of this handle, except through path keep (NULL: no exception). */
 void pr_withdraw_but(struct scsi_pr *s, const struct lm_scsi_path *keep, int64_t deadline_ns);
 void pr_withdraw(struct scsi_pr *s, int64_t deadline_ns);
 /* Remove keys of this program but for `keep`; p is registered with that one and holds the reservation. */
@@ -91,13 +91,13 @@ int pr_settle(struct scsi_pr *s, int64_t deadline_ns, struct lm_error *err);
 /* --- scsi_hold.c --- */
 
 /*
- * Own it with `key`, from a reservation held by `old` (a key of this host, or one that
- * may be taken), or from none (0).  0 when READ RESERVATION says so; -EBUSY: somebody
- * else was first.
+ * Become the holder with `key`, in place of the reservation that `old` holds (a key of this host,
+ * or one that may be taken), or of none (0).  0 when READ RESERVATION shows that; -EBUSY: another
+ * host was first.
  */
 int pr_become(struct scsi_pr *s, uint64_t key, uint64_t old, bool disks_idle, int64_t deadline_ns,
 	      struct lm_error *err);
-/* How an operation ended that was tried several times: -EAGAIN becomes -ETIMEDOUT. */
+/* The result of an operation that was tried several times: -EAGAIN becomes -ETIMEDOUT. */
 int pr_given_up(int r, struct lm_error *err);
 
 /* --- scsi_release.c, scsi_show.c: members of lm_lock_ops --- */

@@ -22,7 +22,7 @@ static inline uint64_t lm_bitmap_nwords(uint64_t nbits)
 	return nbits / 64 + (nbits % 64 != 0);
 }
 
-/* 0 or -ENOMEM.  All bits clear.  Memory comes from mmap, untouched words cost nothing. */
+/* 0 or -ENOMEM.  All bits clear.  The memory comes from mmap, so untouched words cost nothing. */
 int lm_bitmap_init(struct lm_bitmap *b, uint64_t nbits);
 /* Takes a zeroed or half-built bitmap. */
 void lm_bitmap_fini(struct lm_bitmap *b);

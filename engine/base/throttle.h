@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* What other threads charge makes a thread that sleeps sleep no longer than this. */
+/* A thread that sleeps never sleeps longer than this because of what other threads charge. */
 #define LM_THROTTLE_DEBT_NS INT64_C(40000000)
 
 struct lm_throttle {
@@ -18,7 +18,7 @@ struct lm_throttle {
 	_Atomic int64_t booked_ns;
 };
 
-/* What could not wait was sent: it counts, up to the debt of LM_THROTTLE_DEBT_NS.  Never sleeps. */
+/* Count bytes that had to be sent at once, up to a debt of LM_THROTTLE_DEBT_NS. Never sleeps. */
 void lm_throttle_charge(struct lm_throttle *t, uint64_t bytes);
 /* Whether there is allowance left, half of the debt included. */
 bool lm_throttle_allows(const struct lm_throttle *t);

@@ -21,7 +21,10 @@
 #define LM_CONNECT_TIMEOUT_NS (10 * LM_NS_PER_S)
 #define LM_ABORT_TIMEOUT_NS   (1 * LM_NS_PER_S)
 #define LM_RESUME_TIMEOUT_NS  (10 * LM_NS_PER_S)
-/* A stranger on the destination's port has so long to say HELLO, and in a post-copy to say RECOVER after it. */
+/*
+ * A stranger on the destination's port has this long to say HELLO, and in a post-copy this long again
+ * to say RECOVER.
+ */
 #define LM_HELLO_TIMEOUT_NS   (2 * LM_NS_PER_S)
 
 struct lm_ctx {
@@ -67,7 +70,7 @@ void lm_ctx_opened(struct lm_ctx *c, const char *peer);
 /* Any thread. */
 void lm_ctx_cancel(struct lm_ctx *c);
 int lm_ctx_check_cancel(struct lm_ctx *c, struct lm_error *err);
-/* What the user asked for while nothing could be cancelled does not count later. */
+/* Forget a cancel that the user asked for while nothing could be cancelled. */
 void lm_ctx_forget_cancel(struct lm_ctx *c);
 
 /* ---- time ---- */
@@ -76,8 +79,8 @@ void lm_ctx_forget_cancel(struct lm_ctx *c);
 int64_t lm_ctx_peer_deadline(const struct lm_ctx *c);
 int64_t lm_ctx_vm_deadline(const struct lm_ctx *c);
 /*
- * Before the switchover the guest runs at the source, and nothing is lost by waiting for the
- * network.  true: the control channel outlives outage_ns more of silence; false: it does not.
+ * Before the switchover the guest runs at the source, so waiting for the network loses nothing.
+ * true: the control channel bears outage_ns more of silence; false: it does not.
  */
 int lm_ctx_bear_outage(struct lm_ctx *c, bool bear, struct lm_error *err);
 /* From the pause until the guest runs again: session, lanes and relay come before other threads (urgent.h). */

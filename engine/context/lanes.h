@@ -18,8 +18,8 @@ struct lm_transport_params lm_ctx_transport_params(const struct lm_ctx *c, enum 
 /* A new random token, or secret. */
 int lm_ctx_token(uint8_t ret[static LM_TOKEN_SIZE], struct lm_error *err);
 /*
- * Open c->transport.  A peer whose part of that fails says so and why, which is worth more
- * than waiting for lanes, or than what this side would make of it.
+ * Open c->transport.  If the peer's part fails, the peer says so and why; this side then stops
+ * waiting for lanes and reports the peer's words.
  */
 int lm_ctx_open_lanes(struct lm_ctx *c, struct lm_transport_params *p, struct lm_error *err);
 /* Make all RAM known to t.  May take minutes; the peer hears from us meanwhile. */

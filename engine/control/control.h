@@ -67,7 +67,10 @@ int lm_control_expect_patient(struct lm_control *c, enum lm_msg_type type, struc
 int lm_control_hello(struct lm_control *c, int64_t deadline_ns, char software[static 32], struct lm_error *err);
 /* Handle what is there without waiting: 1 a message of interest is in *msg, 0 nothing, or an error. */
 int lm_control_try_recv(struct lm_control *c, struct lm_msg *msg, struct lm_error *err);
-/* The message that was received last is received once more.  Until then the descriptor says nothing of it. */
+/*
+ * The next lm_control_recv() returns the last message once more.  Until then poll() on the descriptor
+ * does not show it.
+ */
 void lm_control_put_back(struct lm_control *c, const struct lm_msg *msg);
 int lm_control_fd(const struct lm_control *c);
 

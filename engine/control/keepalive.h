@@ -17,7 +17,7 @@ struct lm_keepalive {
 
 /* control: open until stop has returned. */
 int lm_keepalive_start(struct lm_keepalive *k, struct lm_control *control, struct lm_error *err);
-/* Waits for the thread.  Takes one that was not started if stop_fd is -1. */
+/* Waits for the thread.  May be called for one that was not started if its stop_fd is -1. */
 void lm_keepalive_stop(struct lm_keepalive *k);
 
 #endif

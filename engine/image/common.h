@@ -2,10 +2,10 @@
 /*
  * What save and restore have in common.
  *
- * The rule of one running guest, without a peer that could be asked: what decides is on
- * the disk.  A save has happened when the image has its name; until then the guest runs on
- * here, whoever dies.  A restore has happened when the image is marked as used by it; until
- * then nobody runs the guest from it.  Guardians look at just that (guardian.h).
+ * The rule of one running guest, without a peer that could be asked: what decides is on the disk.
+ * A save is complete when the image has its final name; until then the guest goes on here, whoever
+ * dies.  A restore is complete when it has marked the image as used; until then nobody runs the
+ * guest from the image.  Guardians check exactly that (guardian.h).
  *
  * Storage locks: a save releases them last of all; a restore takes them first of all, and
  * only when nobody has held them since.
@@ -23,9 +23,10 @@ int64_t lm_image_lock_deadline(const struct lm_ctx *c);
 int lm_image_lock_ids(struct lm_handover *h, struct lm_image_lock *ret, struct lm_error *err);
 unsigned lm_image_threads(const struct lm_ctx *c);
 /*
- * Which pages exist, into existing, which it makes.  Where the file is asked for its holes that is done for all of
- * it at once: an answer looks at all the data up to the next hole.  On hugetlbfs, where content is looked
- * at, it does nothing: lm_image_existing_group() does it, on all threads.
+ * Makes existing and marks the pages that exist.  Where the file tells its holes, the whole file
+ * is asked at once, because each answer makes the kernel walk all data up to the next hole.  On
+ * hugetlbfs the content has to be read, so nothing is done here: lm_image_existing_group() does
+ * it, on all threads.
  */
 int lm_image_existing(struct lm_ctx *c, struct lm_pageset *existing, struct lm_error *err);
 int lm_image_existing_group(struct lm_ctx *c, struct lm_pageset *existing, unsigned region, uint64_t first, unsigned n,

@@ -21,7 +21,7 @@ struct lm_restore {
 /* Opens and checks the image; for a quick migration only its name, as it is written yet.  c, in, pull outlive rs. */
 int lm_restore_init(struct lm_restore *rs, struct lm_ctx *c, struct lm_incoming *in, struct lm_postcopy_dest *pull,
 		    struct lm_error *err);
-/* For a guardian: whether this session has marked the image. */
+/* For a guardian: whether this session has already marked the image. */
 struct lm_guardian_witness lm_restore_witness(const struct lm_restore *rs);
 int lm_restore_run(struct lm_restore *rs, struct lm_error *err);
 void lm_restore_close(struct lm_restore *rs); /* takes a zeroed one */
@@ -33,7 +33,7 @@ int lm_restore_fill(struct lm_restore *rs, struct lm_error *err);
 int lm_restore_load(struct lm_restore *rs, struct lm_error *err);
 /* Storage locks that were offered, the mark, the guest. */
 int lm_restore_run_guest(struct lm_restore *rs, bool runs, struct lm_error *err);
-/* r: how it went; what failed is undone, what is lazy is fetched now. */
+/* r: the result of the steps.  After a failure they are undone; after a lazy restore the rest is fetched now. */
 int lm_restore_end(struct lm_restore *rs, int r, struct lm_error *err);
 
 #endif

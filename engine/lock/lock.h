@@ -60,7 +60,7 @@ enum lm_lock_note_kind {
 	LM_NOTE_OFFER,        /* source: you may take it now */
 };
 
-/* What a note says, decoded.  A backend uses host, epoch, id and what it puts into detail. */
+/* A decoded note.  A backend uses host, epoch, id and what it puts into detail. */
 struct lm_lock_note {
 	enum lm_lock_note_kind kind;
 	bool disks_idle;               /* nothing of the source is in flight, and nothing will be sent */
@@ -89,10 +89,10 @@ struct lm_lock;
 struct lm_lock_ops {
 	const char *name;
 	/*
-	 * Own it: when this host holds it already (a process died), or has offered it and
-	 * nobody took it (reclaim), or was offered it; and, if free_too, when it is free.
-	 * Sets l->epoch.  -EBUSY when another host holds it, lm_lock_is_free() when it is free
-	 * and must not be.
+	 * Become the owner, if this host holds it already (a process died), has offered it and
+	 * nobody took it (reclaim), or was offered it; and, if free_too, if it is free.  Sets
+	 * l->epoch.  -EBUSY when another host holds it, lm_lock_is_free() when it is free and must
+	 * not be.
 	 */
 	int (*acquire)(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err);
 	/*
@@ -102,8 +102,8 @@ struct lm_lock_ops {
 	int (*offer)(struct lm_lock *l, const struct lm_lock_note *answer, struct lm_lock_note *note,
 		     int64_t deadline_ns, struct lm_error *err);
 	/*
-	 * Not OWNED: all that take would otherwise have to do, and the proof that
-	 * this is the source's storage.  Fill answer's id and detail.
+	 * Not OWNED: prepare everything that take would otherwise have to do, and prove that this
+	 * is the source's storage.  Fill answer's id and detail.
 	 */
 	int (*prepare)(struct lm_lock *l, const struct lm_lock_note *announce, struct lm_lock_note *answer,
 		       int64_t deadline_ns, struct lm_error *err);
@@ -115,8 +115,9 @@ struct lm_lock_ops {
 	/* Changes nothing and disturbs nobody. */
 	int (*show)(struct lm_lock *l, struct lm_lock_info *ret, int64_t deadline_ns, struct lm_error *err);
 	/*
-	 * Make it free although another host holds it.  The caller knows that this host is
-	 * dead; what can be seen of its life here (-EBUSY) is believed rather than the caller.
+	 * Make it free although another host holds it.  The caller knows that the other host is
+	 * dead.  If the storage shows that it lives, the storage is believed and not the caller
+	 * (-EBUSY).
 	 */
 	int (*break_)(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err);
 	/* Undo prepare; free the handle.  Who holds the lock does not change. */
@@ -135,7 +136,7 @@ struct lm_lock {
 	 * lives that long, or -1.  It is the handle's.  See "lease" in storage/README.md.
 	 */
 	int keep_fd;
-	char remark[512];          /* by the last call: what a person should know although it worked; "" */
+	char remark[512];          /* by the last call, although it worked: what a person should know; or "" */
 };
 
 /* One scheme of URIs. */
@@ -153,7 +154,7 @@ extern const struct lm_lock_backend lm_lock_backends[];
 
 /* The only way to call a backend: state, arguments and notes are checked here. */
 
-/* Reads nothing but what is needed to know that this can work here.  Owned: lm_lock_close(). */
+/* Reads only what is needed to know that this can work here.  Owned: lm_lock_close(). */
 int lm_lock_open(const char *uri, const struct lm_lock_params *p, struct lm_lock **ret, struct lm_error *err);
 int lm_lock_acquire(struct lm_lock *l, int64_t deadline_ns, struct lm_error *err);
 int lm_lock_announce(struct lm_lock *l, uint8_t ret_note[static LM_LOCK_NOTE_SIZE], int64_t deadline_ns,
@@ -161,8 +162,8 @@ int lm_lock_announce(struct lm_lock *l, uint8_t ret_note[static LM_LOCK_NOTE_SIZ
 int lm_lock_prepare(struct lm_lock *l, const uint8_t note[static LM_LOCK_NOTE_SIZE],
 		    uint8_t ret_answer[static LM_LOCK_NOTE_SIZE], int64_t deadline_ns, struct lm_error *err);
 /*
- * From here on this host must not write, whatever comes.  disks_idle: the caller knows
- * that all writes of this host to the storage have been answered.
+ * From here on this host must not write, whatever happens.  disks_idle: the caller knows that the
+ * storage has answered all writes of this host.
  */
 int lm_lock_offer(struct lm_lock *l, const uint8_t answer[static LM_LOCK_NOTE_SIZE], bool disks_idle,
 		  uint8_t ret_note[static LM_LOCK_NOTE_SIZE], int64_t deadline_ns, struct lm_error *err);
@@ -184,7 +185,7 @@ void lm_lock_close(struct lm_lock *l); /* takes NULL */
 
 /* For backends */
 
-/* This host's name where none is given: "NODENAME.xxxxxxxx", the latter from /etc/machine-id. */
+/* The default name of this host: "NODENAME.xxxxxxxx", the latter from /etc/machine-id. */
 void lm_lock_host(char ret[static LM_LOCK_HOST_MAX]);
 /* The first epoch of a lock whose storage remembers none: grows with time, by one in 64 seconds. */
 uint64_t lm_lock_epoch_first(void);

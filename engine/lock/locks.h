@@ -60,15 +60,21 @@ int lm_locks_offer(struct lm_locks *l, const struct lm_lock_notes *answer, bool 
 int lm_locks_take(struct lm_locks *l, const struct lm_lock_notes *offer, int64_t deadline_ns, struct lm_error *err);
 /* free_too: lm_lock_reclaim() */
 int lm_locks_reclaim(struct lm_locks *l, bool free_too, int64_t deadline_ns, struct lm_error *err);
-/* From the last to the first; ends where one cannot be given up.  Not this host's: fine. */
+/*
+ * From the last to the first; ends at the first that cannot be released.  Locks that are not this
+ * host's are no error.
+ */
 int lm_locks_release(struct lm_locks *l, int64_t deadline_ns, struct lm_error *err);
-/* After a take that did not get all, when the guest will never run here: only what it may have got. */
+/*
+ * After a take that did not get all locks, when the guest will never run here: gives back those that
+ * take may have got.
+ */
 int lm_locks_give_back(struct lm_locks *l, int64_t deadline_ns, struct lm_error *err);
 
 bool lm_locks_final(int r);
 /*
- * How the first lock is that this host does not hold, or the last one when it holds all:
- * one line for people about who has it.  Changes nothing.
+ * One line for people about who has a lock: the first one that this host does not hold or, when it
+ * holds all, the last one.  Changes nothing.
  */
 int lm_locks_query(struct lm_locks *l, struct lm_lock_info *ret, int64_t deadline_ns, struct lm_error *err);
 

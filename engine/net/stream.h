@@ -10,12 +10,11 @@
  * Threads: one thread sends and one (or the same) receives.  lm_stream_shut()
  * may be called from any thread until lm_stream_close().
  *
- * Loopback or insecure: without TLS a stream carries the guest's memory readable
- * and writable for everyone on the path.  Therefore connect, listen and accept
- * look at the *numeric* address and refuse every one that is not of this host
- * itself (127.0.0.0/8, ::1, and 127.0.0.0/8 mapped into IPv6), unless the
- * caller says insecure.  A name is resolved first, so "localhost" in a strange
- * hosts file gets nobody round this.
+ * Loopback or insecure: without TLS a stream carries the guest's memory readable and writable for
+ * everyone on the path.  Therefore connect, listen and accept look at the *numeric* address and
+ * refuse every one that is not of this host itself (127.0.0.0/8, ::1, and 127.0.0.0/8 mapped into
+ * IPv6), unless the caller says insecure.  A name is resolved first, so a hosts file that gives
+ * "localhost" another address does not help to get round this.
  */
 #ifndef LM_STREAM_H
 #define LM_STREAM_H
@@ -63,8 +62,8 @@ int lm_stream_connect(const char *address, bool insecure, int64_t deadline_ns, i
 int lm_stream_listen(const char *address, bool insecure, int *ret_fd,
 		     char ret_address[static LM_ADDRESS_MAX], struct lm_error *err);
 /*
- * The next connection.  A peer that is refused (not loopback) is hung up on and
- * waiting goes on: a stranger cannot end it.
+ * The next connection.  A peer that is refused (not loopback) is disconnected and waiting goes on,
+ * so a stranger cannot end it.
  */
 int lm_stream_accept(int listen_fd, bool insecure, int64_t deadline_ns, int cancel_fd,
 		     struct lm_stream **ret, struct lm_error *err);

@@ -2,11 +2,11 @@
 /*
  * Post-copy, destination: which pages are whole, and who waits for which.
  *
- * A page that was left behind is missing, then on the way (claimed by exactly one
- * lane), then whole; a lane that dies gives back what was on its way.  A page is
- * never fetched while it is on the way or whole: a second copy could land on what
- * the guest has written since.  For the same reason it is marked whole before the
- * guest can see it: whoever goes on after a crash must not fetch it again.
+ * A page that was left behind is missing, then on the way (claimed by exactly one lane), then
+ * whole; a lane that dies gives back what was on its way.  A page is never fetched while it is on
+ * the way or whole: a second copy could land on what the guest has written since.  For the same
+ * reason it is marked whole before the guest can see it: an engine that goes on after a crash must
+ * not fetch it again.
  *
  * Everything counts in 4 KiB pages and moves in pages of the region (hugetlbfs:
  * whole huge pages).  All calls are thread-safe and short.
@@ -67,7 +67,7 @@ enum lm_page_state { LM_PAGE_WHOLE, LM_PAGE_COMING, LM_PAGE_CLAIMED, LM_PAGE_MIS
  */
 enum lm_page_state lm_arrival_fault(struct lm_arrival *a, const struct lm_page_fault *f, int64_t since_ns,
 				    bool can_fetch, struct lm_run *ret_run);
-/* Somebody waits for a page that nobody has asked for: claim it. */
+/* Claim a page that a thread of the guest waits for and that no lane fetches yet. */
 bool lm_arrival_next_waiter(struct lm_arrival *a, struct lm_run *ret_run);
 /* Claim missing pages right behind a run, at most max_pages. */
 bool lm_arrival_claim_after(struct lm_arrival *a, const struct lm_run *run, uint64_t max_pages,
@@ -76,7 +76,7 @@ bool lm_arrival_claim_after(struct lm_arrival *a, const struct lm_run *run, uint
 bool lm_arrival_claim_next(struct lm_arrival *a, uint64_t max_pages, struct lm_run *ret_run);
 /* A claimed run is whole.  Before the guest may see it. */
 void lm_arrival_whole(struct lm_arrival *a, const struct lm_run *run);
-/* It has been shown to the guest: who waited for it goes on. */
+/* It has been shown to the guest, so the threads that waited for it go on. */
 void lm_arrival_shown(struct lm_arrival *a, const struct lm_run *run, int64_t now_ns);
 /* A claimed run will not come by this lane, for certain. */
 void lm_arrival_give_back(struct lm_arrival *a, const struct lm_run *run);

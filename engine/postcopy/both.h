@@ -7,30 +7,33 @@
 
 /* both.c: what both sides tell the user */
 void lm_postcopy_event(struct lm_postcopy_both *p, const struct lm_postcopy_stats *stats);
-/* Which lanes failed (a bit each) since the last call, and that the others go on. */
+/* Tells the user which lanes failed (a bit each) since the last call, and that the others go on. */
 void lm_postcopy_tell_lanes(struct lm_postcopy_both *p, uint64_t failed,
 			    const char *(*why)(const struct lm_postcopy_both *p, unsigned lane));
 void lm_postcopy_tell_back(struct lm_postcopy_both *p, unsigned lane);
-/* Takes a time that does not depend on where they differ. */
+/* The time it takes does not depend on where they differ. */
 bool lm_secret_equal(const uint8_t a[static LM_TOKEN_SIZE], const uint8_t b[static LM_TOKEN_SIZE]);
 /* Lanes and limits as the engine before us noted them in the state file. */
 void lm_postcopy_read_state(struct lm_postcopy_both *p);
 
 /*
- * source.c: POSTCOPY_OPENED has come: open the lanes, tell how our memory is reached, and answer from here on.
- * close: takes one without.
+ * source.c: POSTCOPY_OPENED has come: open the lanes, tell how our memory is reached, and answer
+ * from here on.  close may be called without open.
  */
 int lm_postcopy_source_open_lanes(struct lm_postcopy_source *p, const struct lm_msg *msg, struct lm_error *err);
 void lm_postcopy_source_close_lanes(struct lm_postcopy_source *p);
 
-/* dest.c: open lanes, POSTCOPY_OPENED tells the source where; POSTCOPY_KEYS is its answer.  close: takes one without. */
+/*
+ * dest.c: open lanes, and tell the source where by POSTCOPY_OPENED; POSTCOPY_KEYS is its answer.
+ * close may be called without open.
+ */
 int lm_postcopy_dest_open_lanes(struct lm_postcopy_dest *p, struct lm_error *err);
 int lm_postcopy_bind_keys(struct lm_postcopy_dest *p, const struct lm_msg *msg, struct lm_error *err);
 void lm_postcopy_dest_close_lanes(struct lm_postcopy_dest *p);
 
 /*
- * status.c: figures into the summary; the same, and MISSING, to the user and to the source; and whether the VM
- * is lost.
+ * status.c: put the figures into the summary; also tell them to the user, and by MISSING to the
+ * source; whether the VM is lost.
  */
 void lm_postcopy_collect_stats(struct lm_postcopy_dest *p);
 int lm_postcopy_send_status(struct lm_postcopy_dest *p, struct lm_error *err);
@@ -42,8 +45,9 @@ int lm_postcopy_dest_recover(struct lm_postcopy_dest *p, struct lm_error *err);
 void lm_postcopy_tell_source(struct lm_postcopy_dest *p);
 
 /*
- * dest_lanes.c, source_lanes.c: lanes that come back while the others go on.  init: after the transport was
- * opened with these; nothing more happens when one of both sides cannot.
+ * dest_lanes.c, source_lanes.c: lanes that come back while the others go on.  Call init after the
+ * transport was opened with these parameters.  If one of the two sides cannot bring lanes back,
+ * nothing more happens.
  */
 int lm_postcopy_dest_lanes_init(struct lm_postcopy_dest *p, const struct lm_transport_params *params, struct lm_error *err);
 /* Several times a second while pages are fetched: try, take back. */
@@ -52,7 +56,7 @@ int lm_postcopy_dest_lanes_tick(struct lm_postcopy_dest *p, struct lm_error *err
 void lm_postcopy_dest_lanes_settle(struct lm_postcopy_dest *p);
 int lm_postcopy_source_lanes_init(struct lm_postcopy_source *p, const struct lm_transport_params *params,
 				  struct lm_error *err);
-/* LANE_OPEN has come; and, several times a second, what has become of it. */
+/* LANE_OPEN has come: begin; and, to be called several times a second: see whether the lane is back. */
 int lm_postcopy_lane_open(struct lm_postcopy_source *p, const struct lm_msg *msg, struct lm_error *err);
 void lm_postcopy_source_lanes_tick(struct lm_postcopy_source *p);
 

@@ -72,9 +72,9 @@ int lm_postcopy_prepare(struct lm_postcopy_source *p, struct lm_pageset *dirty, 
 /* The guest has stopped and was scanned: the rest that is left behind.  *ret_pages: all of it. */
 int lm_postcopy_leave(struct lm_postcopy_source *p, struct lm_pageset *dirty, struct lm_pageset *holes, bool last,
 		      uint64_t *ret_pages, struct lm_error *err);
-/* How far the switchover is, for whoever goes on after our death.  Does nothing when not armed. */
+/* Note how far the switchover is, for an engine that goes on after our death.  Does nothing when not armed. */
 void lm_postcopy_note_commit(struct lm_postcopy_source *p, enum lm_pccommit committed);
-/* After COMMIT: answer until the destination has every page, looking for it anew when it is lost. */
+/* After COMMIT: answer until the destination has every page; when the destination is lost, try to reach it again. */
 int lm_postcopy_serve(struct lm_postcopy_source *p, struct lm_error *err);
 /* After COMMIT without an answer: 0 when the destination came back for its pages, so the guest runs there. */
 int lm_postcopy_find(struct lm_postcopy_source *p, struct lm_error *err);
@@ -97,8 +97,8 @@ int lm_postcopy_pull_image(struct lm_postcopy_dest *p, struct lm_error *err);
 /* A post-copy whose engine died: both.state and pager were taken over. */
 int lm_postcopy_dest_take_over(struct lm_postcopy_dest *p, struct lm_error *err);
 /*
- * keep: the guest may need it; it stays in the VM until every page is there.  Else the pager is taken out
- * of the VM, unless the VM has begun to load.
+ * keep: the guest may need the pager, so it stays in the VM until every page is there.  Otherwise
+ * the pager is taken out of the VM, unless the VM has begun to load.
  */
 void lm_postcopy_dest_end(struct lm_postcopy_dest *p, bool keep, bool load_begun);
 

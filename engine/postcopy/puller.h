@@ -75,15 +75,21 @@ int lm_puller_serve(struct lm_puller *p, struct lm_error *err);
 void lm_puller_up(struct lm_puller *p, struct lm_transport *t);
 /* Begin to fetch what nobody waits for. */
 void lm_puller_background(struct lm_puller *p);
-/* Of a lane that has failed: its thread has let go of it, and does not look at it before lane_back. */
+/*
+ * Wait until the thread of a lane that has failed no longer uses it; that thread then ignores the lane
+ * until lane_back.
+ */
 void lm_puller_lane_wait(struct lm_puller *p, unsigned lane);
 /* It was opened again: it fetches from here on.  After wait. */
 void lm_puller_lane_back(struct lm_puller *p, unsigned lane);
-/* No thread uses the transport any more, and what was on its way is missing again.  May be down already. */
+/*
+ * When it returns, no thread uses the transport, and pages that were on their way are missing again.
+ * May be down already.
+ */
 void lm_puller_down(struct lm_puller *p);
 /* How much to fetch with a fault: what the link carries in one round trip. */
 void lm_puller_set_link(struct lm_puller *p, int64_t rtt_ns, uint64_t bytes_per_s);
-/* Why the first of the lanes that failed did; NULL: none has.  Until the next up. */
+/* Why the first lane failed; NULL: none has failed since the last up. */
 const struct lm_error *lm_puller_error(const struct lm_puller *p);
 uint64_t lm_puller_missing(struct lm_puller *p);
 /* Down, and the fault thread ends: nobody calls the pager any more. */

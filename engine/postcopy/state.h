@@ -52,21 +52,24 @@ struct lm_pcstate {
 	char path[128];
 };
 
-/* Make it, or make it anew: one that is left of a session that ended is overwritten. All pages are whole. */
+/* Make the file; a file that an ended session left is overwritten.  At first all pages are whole. */
 int lm_pcstate_create(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, const struct lm_ram *ram,
 		      struct lm_error *err);
 /*
- * Open what an engine has left, and wait for that engine's end if it is about to die:
- * what its devices may still write must be over.  -ENOENT: there is none.
+ * Open the file that an engine has left.  If that engine is about to die, wait for its end, so
+ * that its devices can write no more.  -ENOENT: there is none.
  */
 int lm_pcstate_open(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid, struct lm_error *err);
-/* How far the source's post-copy of a VM has come, whoever takes care of it; without a lock, a look. */
+/*
+ * How far the source's post-copy of a VM has come, even if an engine takes care of it.  Reads the file
+ * without its lock.
+ */
 enum lm_pccommit lm_pcstate_look(int32_t vm_pid);
 /* *ret_ram: the regions as they were, without descriptors; the caller's. */
 int lm_pcstate_ram(const struct lm_pcstate *st, struct lm_ram *ret_ram, struct lm_error *err);
 void lm_pcstate_close(struct lm_pcstate *st);  /* takes a zeroed one; the file stays */
 void lm_pcstate_remove(struct lm_pcstate *st); /* nothing is left to recover */
-/* How long to wait for an engine that is about to die, 10 s.  Tests have less patience. */
+/* How long to wait for an engine that is about to die, 10 s; tests wait less. */
 extern int64_t lm_pcstate_wait_ns;
 
 #endif

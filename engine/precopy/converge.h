@@ -35,7 +35,7 @@ struct lm_converge {
 	enum lm_on_stall on_stall;
 	uint64_t cap_bytes_per_s; /* --max-bandwidth; 0: none */
 	bool can_postcopy;        /* both sides agree: the way out when rounds do not pay */
-	bool postcopy_now;        /* whatever the rounds promise: the user, or a limit of his, said so */
+	bool postcopy_now;        /* the user, or a limit of the user, demands it */
 	/* learned */
 	double bytes_per_s;       /* smoothed throughput of the lanes; 0: nothing measured yet */
 	int64_t best_ns;          /* best prediction so far; 0: none */
@@ -52,7 +52,7 @@ void lm_converge_round(struct lm_converge *c, const struct lm_round *round);
  */
 bool lm_converge_hopeless(const struct lm_converge *c, uint64_t dirty_pages, uint64_t round_pages,
 			  uint64_t done_pages, int64_t since_ns);
-/* A scan has found dirty_pages and taken scan_ns: what now?  Fills *ret. */
+/* A scan has found dirty_pages and taken scan_ns: decide what follows.  Fills *ret. */
 void lm_converge_decide(struct lm_converge *c, unsigned round, uint64_t dirty_pages, int64_t scan_ns,
 			int64_t rtt_ns, struct lm_decision *ret);
 

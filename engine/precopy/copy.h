@@ -23,10 +23,10 @@
 #include "engine/transport/transport.h"
 
 #define LM_CHUNK_PAGES 1024
-/* Owner of what a lane had that failed, once it has come back. */
+/* Owner of the chunks that a failed lane had, once the lane has come back. */
 #define LM_CHUNK_LOST 255
 
-/* Counters of one lane, written by its thread, read by any. */
+/* Counters of one lane, which its thread writes and any thread reads. */
 struct lm_lane_stats {
 	_Atomic uint64_t done_pages, sent_pages, zero_pages, skipped_pages, bytes;
 } __attribute__((aligned(64)));

@@ -28,7 +28,7 @@ struct lm_lanes {
 
 /* After the transport was opened with these; can: the destination says that it can. */
 int lm_lanes_init(struct lm_precopy *p, const struct lm_transport_params *params, bool can, struct lm_error *err);
-/* Cancel an attempt and wait for its thread; no message goes out.  Takes one that was not made. */
+/* Cancel an attempt and wait for its thread; no message goes out.  May be called without an attempt. */
 void lm_lanes_stop(struct lm_precopy *p);
 void lm_lanes_fini(struct lm_precopy *p);
 
@@ -40,7 +40,7 @@ int lm_lanes_tick(struct lm_precopy *p, struct lm_error *err);
 int lm_lanes_settle(struct lm_precopy *p, struct lm_error *err);
 /* Readable when tick has something to do; -1: never. */
 int lm_lanes_fd(const struct lm_precopy *p);
-/* Until when a copy without lanes waits for one; 0: not at all. */
+/* How long a copy without lanes waits for one, as a time on the clock; 0: it does not wait. */
 int64_t lm_lanes_wait_until(const struct lm_precopy *p);
 
 #endif

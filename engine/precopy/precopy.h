@@ -36,7 +36,7 @@ struct lm_precopy {
 	/* Post-copy as the way out */
 	bool postcopy_allowed;      /* both sides agree that it may be */
 	bool postcopy;              /* decided: pages will stay behind */
-	bool denied;                /* the user knows that post-copy, which he asked for, cannot be */
+	bool denied;                /* the user was told that the post-copy asked for is not possible */
 	_Atomic bool postcopy_asked; /* by the user, any thread */
 	/* The round that is copied */
 	unsigned round;
@@ -64,7 +64,7 @@ int lm_precopy_last_scan(struct lm_precopy *p, struct lm_round *ret_round, struc
 /* The same guest: copy it. */
 int lm_precopy_last_copy(struct lm_precopy *p, struct lm_round *round, struct lm_error *err);
 
-/* Looks at the peer, the user and the clock; to be called several times a second while waiting. */
+/* Checks the peer, the user's requests and the clock; to be called several times a second while waiting. */
 int lm_precopy_tick(struct lm_precopy *p, struct lm_error *err);
 
 /* ---- between the files of this folder ---- */

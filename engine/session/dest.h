@@ -58,7 +58,7 @@ int lm_dest_handle_commit(struct lm_dest *d, const struct lm_msg *msg, struct lm
 void lm_dest_place_worker(void *opaque, unsigned lane);
 /* Bytes that the lanes have placed; any thread. */
 uint64_t lm_dest_placed_bytes(const struct lm_dest *d);
-/* Until no lane's return is under way; at most LM_LANE_ACCEPT_NS. */
+/* Wait until no lane is being opened again; at most LM_LANE_ACCEPT_NS. */
 void lm_dest_reopen_wait(struct lm_dest *d);
 /* After this no byte of the source can reach guest RAM.  May be called again. */
 void lm_dest_fence(struct lm_dest *d);

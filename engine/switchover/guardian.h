@@ -20,8 +20,9 @@
  *   COMMITTED          the same after a second: whoever gets   take them, then run the guest;
  *                      the first lock gets the guest           the source was first: end the VM
  *
- * While the engine is at the storage with its offer a guardian that loses patience waits for
- * the engine's return or death, however long that takes: what it asked for may yet be done.
+ * While the engine makes its offer to the storage, a guardian does not act when the pause is too
+ * long: it waits until the engine returns or dies, however long that takes, because the storage
+ * may still carry the offer out.
  *
  * It also bounds the pause: when the guest has been PAUSED for longer than allowed
  * and the engine hangs, the guardian undoes the pause by itself.  PAUSED ->
@@ -53,7 +54,7 @@ struct lm_guardian_witness {
 
 struct lm_guardian {
 	struct lm_guardian_shared *shared; /* NULL: there is no guardian */
-	int fd;                            /* our end of the socket; its end is the guardian's news of our death */
+	int fd;                            /* our end of the socket; it closes when we die */
 };
 
 /* The guest's storage locks, as in struct lm_options. */
@@ -78,7 +79,7 @@ void lm_guardian_pause(struct lm_guardian *g, int64_t deadline_ns);
 void lm_guardian_run(struct lm_guardian *g, bool run);
 /* Source: the locks are about to be offered.  false: the guardian has undone the pause, they must not be. */
 bool lm_guardian_offer(struct lm_guardian *g);
-/* Source: no request of that offer is on its way to the storage any more, however it ended. */
+/* Source: the offer has ended, well or not, and no request of it is on its way to the storage any more. */
 void lm_guardian_offer_done(struct lm_guardian *g);
 /* Source: they are this host's again. */
 void lm_guardian_reclaimed(struct lm_guardian *g);
@@ -92,7 +93,7 @@ bool lm_guardian_commit(struct lm_guardian *g);
 void lm_guardian_uncommit(struct lm_guardian *g);
 /* The guest needs no guarding any more. */
 void lm_guardian_idle(struct lm_guardian *g);
-/* Dismiss it and wait until it is gone.  Takes a zeroed one. */
+/* Dismiss it and wait until it is gone.  May be called for a zeroed one. */
 void lm_guardian_stop(struct lm_guardian *g);
 
 #endif

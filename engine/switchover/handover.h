@@ -27,7 +27,7 @@ struct lm_handover {
 	int64_t offer_ns, take_ns;   /* what it took */
 };
 
-/* The source acquires the locks, the destination only looks whether it can use them.  c and guardian outlive h. */
+/* The source acquires the locks; the destination only checks whether it can use them. c and guardian outlive h. */
 int lm_handover_open(struct lm_handover *h, struct lm_ctx *c, struct lm_guardian *guardian, struct lm_error *err);
 void lm_handover_close(struct lm_handover *h); /* takes a zeroed one; the locks stay as they are */
 /* Source, after READY: both sides see the same storage, and the destination is prepared. */

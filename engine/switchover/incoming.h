@@ -3,7 +3,7 @@
  * The destination's part of a switchover, whatever its memory came through (lanes or an image): the VM loads its
  * device state, and runs the guest, or is ended.
  *
- * Once loading has begun the VM holds half a guest: every failure ends it.
+ * Once loading has begun, the VM has only a part of the guest, so every failure ends the VM.
  */
 #ifndef LM_INCOMING_H
 #define LM_INCOMING_H
@@ -20,7 +20,7 @@ struct lm_incoming {
 	int64_t load_ns;   /* what loading took */
 	bool load_begun;
 	bool committed;    /* COMMIT has come */
-	bool may_have_run; /* the VM was told to run and has not said that it did not */
+	bool may_have_run; /* the VM was told to run, and has not answered that it refused */
 };
 
 /* The VM waits for its device state, which lm_incoming_write_state() gives it; end_state: there is no more. */
@@ -31,11 +31,14 @@ void lm_incoming_end_state(struct lm_incoming *in);
 void lm_incoming_commit(struct lm_incoming *in, bool run);
 /* After lm_incoming_commit(), with the locks taken. */
 int lm_incoming_run_guest(struct lm_incoming *in, bool run, struct lm_error *err);
-/* The guest will not run here.  true: it certainly has not, nor can any more; ABORT says so to the source. */
+/* The guest will not run here. true: it certainly never ran here and never can, which ABORT tells the source. */
 bool lm_incoming_undo(struct lm_incoming *in, const struct lm_error *why);
 /* RESUMED, which the source waits for.  resume_ns: from COMMIT on. */
 int lm_incoming_send_resumed(struct lm_incoming *in, int64_t resume_ns, struct lm_error *err);
-/* RESUMED could not be sent.  The guest runs here all the same, and we are not in doubt; the source is, unless it comes back. */
+/*
+ * RESUMED could not be sent.  The guest runs here all the same, so this side is not in doubt.  The
+ * source is, unless it comes back.
+ */
 void lm_incoming_warn_untold(struct lm_incoming *in, bool comes_back, const struct lm_error *why);
 void lm_incoming_fini(struct lm_incoming *in);
 

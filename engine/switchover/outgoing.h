@@ -3,8 +3,9 @@
  * The source's part of a switchover, whatever its memory goes through (lanes or an image): the VM is paused, its
  * device state is saved, COMMIT is sent, or all of it is undone.
  *
- * Until COMMIT is in the hands of the kernel in full, every failure brings the guest back here; from then on only
- * the destination's word (RESUMED, or ABORT: "it never ran and never will"), or the storage locks, end the doubt.
+ * Until the kernel has taken all of COMMIT, every failure brings the guest back here.  From then
+ * on only the destination's answer (RESUMED, or ABORT: "it never ran and never will") or the
+ * storage locks tell where the guest runs.
  */
 #ifndef LM_OUTGOING_H
 #define LM_OUTGOING_H
@@ -33,7 +34,7 @@ int lm_outgoing_check_layout(struct lm_outgoing *o, struct lm_error *err);
 int lm_outgoing_pause(struct lm_outgoing *o, int vm_fd, struct lm_error *err);
 /* At most timeout_ms; 0: the guest has stopped, and the times are noted.  -EAGAIN: not yet. */
 int lm_outgoing_pause_wait(struct lm_outgoing *o, int timeout_ms, struct lm_error *err);
-/* Until the last byte of the device state is where the relay brings it. */
+/* Wait until the relay has delivered the last byte of the device state. */
 int lm_outgoing_save_state(struct lm_outgoing *o, struct lm_error *err);
 /* COMMIT, and its answer: 0 when the guest runs at the destination. */
 int lm_outgoing_commit(struct lm_outgoing *o, struct lm_error *err);

@@ -37,9 +37,12 @@ int lm_relay_start_sink(struct lm_relay *r, int (*sink)(void *opaque, const uint
 			void *opaque, int *ret_vm_fd, struct lm_error *err);
 /* Wait until the VM has closed its end and everything was sent. */
 int lm_relay_finish(struct lm_relay *r, int64_t deadline_ns, struct lm_error *err);
-/* The VM sees a broken stream; does not wait for the thread.  Takes one that was not started. */
+/* Make the VM see a broken stream; does not wait for the thread.  May be called for a relay that was not started. */
 void lm_relay_break(struct lm_relay *r);
-/* Break it and wait for the thread, which may be sending until its deadline.  Takes one that was not started. */
+/*
+ * Break it and wait for the thread, which may be sending until its deadline.  May be called for a
+ * relay that was not started.
+ */
 void lm_relay_stop(struct lm_relay *r);
 
 #endif

@@ -12,12 +12,11 @@
  * It is also what is left when pipes are refused or the stream is not the
  * bare socket (TLS).
  *
- * Placing.  A page that is new to the file is spliced from the socket into the file:
- * the kernel writes it whole, without clearing it first, without a page fault and
- * without a page-table entry.  A page that was placed before is received straight
- * into the mapping, one system call for many runs.  hugetlbfs files know only the
- * mapping.  `seen` has a bit for every page that was placed; it steers and nothing
- * more, so that an outdated bit costs time, not data.
+ * Placing.  A page that is new to the file is spliced from the socket into the file: the kernel
+ * writes it whole, without clearing it first, without a page fault and without a page-table entry.
+ * A page that was placed before is received straight into the mapping, one system call for many
+ * runs.  hugetlbfs files know only the mapping.  `seen` has a bit for every page that was placed;
+ * it only chooses the way, so an outdated bit costs time and no data.
  *
  * Waiting.  A receiver that wakes up for every segment spends more on waking up
  * than on placing: while a batch is coming in, SO_RCVLOWAT holds the wake-up back

@@ -31,15 +31,14 @@
  * the lane's batches from 1.  A ZERO run has no bytes.  FLUSH numbers grow with
  * every FLUSH of the lane.
  *
- * A REQUEST has 1 to LM_WRITE_MAX descriptors, all of kind DATA: what the destination
- * wants.  `bytes` is the sum of their lengths, `seq` counts the lane's requests from
- * 1.  The answer is made of BATCHes whose runs, one after the other, cover the
- * requested runs in their order, each cut into as many pieces of DATA and ZERO as
- * the source likes; a piece belongs to one requested run, and a BATCH may end in the
- * middle of a run and hold pieces of many, also of different requests.  More than one
- * REQUEST may be on its way.  The source reads the next only when the answer to the
- * one before has gone out, so that neither who asks too much nor who does not read
- * his answers costs it memory; the destination bounds what it has asked for
+ * A REQUEST has 1 to LM_WRITE_MAX descriptors, all of kind DATA: what the destination wants.
+ * `bytes` is the sum of their lengths, `seq` counts the lane's requests from 1.  The answer is
+ * made of BATCHes whose runs, one after the other, cover the requested runs in their order, each
+ * cut into as many pieces of DATA and ZERO as the source likes; a piece belongs to one requested
+ * run, and a BATCH may end in the middle of a run and hold pieces of many, also of different
+ * requests.  More than one REQUEST may be on its way.  The source reads the next only when the
+ * answer to the one before has gone out, so a peer that asks too much, or does not read its
+ * answers, costs the source no memory; the destination bounds what it has asked for
  * (TCP_FETCH_BYTES, TCP_FETCH_RUNS).
  *
  * Neither side believes anything: magic, version, direction, type, count, seq, sum,

@@ -20,7 +20,7 @@
 /* Before the first attempt, doubled after each that failed. */
 #define LM_LANE_RETRY_NS     (1 * LM_NS_PER_S)
 #define LM_LANE_RETRY_MAX_NS (8 * LM_NS_PER_S)
-/* A lane that has lived for so long after it came back did come back. */
+/* A lane that has worked for this long after it came back counts as back. */
 #define LM_LANE_STEADY_NS    (5 * LM_NS_PER_S)
 /* How long one attempt may take.  The side that waits for the other to connect waits a little longer. */
 #define LM_LANE_ATTEMPT_NS   (3 * LM_NS_PER_S)
@@ -56,11 +56,14 @@ int lm_comeback_begin(struct lm_comeback *c, struct lm_transport *t, unsigned la
 /* To be polled: readable when the attempt is over; -1: there is none. */
 int lm_comeback_fd(const struct lm_comeback *c);
 bool lm_comeback_over(const struct lm_comeback *c);
-/* The attempt ends soon, one way or the other.  Takes one without. */
+/* Make the attempt end soon, with or without success.  May be called without an attempt. */
 void lm_comeback_cancel(struct lm_comeback *c);
-/* Blocks until the attempt has ended: 0, the lane is back, or why not (c->error).  *ret_lane: which. */
+/*
+ * Blocks until the attempt has ended.  Returns 0 when the lane is back, or an error (c->error says
+ * why). *ret_lane: which lane it was.
+ */
 int lm_comeback_end(struct lm_comeback *c, unsigned *ret_lane);
-/* Without an attempt afterwards, and as if it had not been made. */
+/* End an attempt, if there is one, as if it had not been made. */
 void lm_comeback_fini(struct lm_comeback *c);
 
 #endif

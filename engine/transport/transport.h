@@ -85,8 +85,9 @@ struct lm_transport_params {
 	int64_t deadline_ns;          /* for open */
 	int cancel_fd;                /* readable when the session is cancelled; -1: none */
 	/*
-	 * open: when peer_fd is readable the peer has said something, and peer_said looks what, in the
-	 * thread that opens: 0, or why there is nothing to wait for.  peer_said NULL: nobody looks.
+	 * open: when peer_fd is readable, the peer has sent a message.  Then the thread that opens
+	 * calls peer_said, which returns 0, or an error if waiting has become pointless.
+	 * peer_said NULL: peer_fd is ignored.
 	 */
 	int peer_fd;
 	int (*peer_said)(void *opaque, struct lm_error *err);
@@ -215,7 +216,10 @@ int lm_transport_poll(struct lm_transport *t, unsigned lane, int timeout_ms,
 int lm_transport_poll_or(struct lm_transport *t, unsigned lane, int timeout_ms, int wake_fd,
 			 struct lm_poll_result *res, struct lm_error *err);
 void lm_transport_shut(struct lm_transport *t, unsigned lane);
-/* Shuts the lane and fences it, by whoever has its place as its thread: only reopen and free follow. */
+/*
+ * Shuts the lane and fences it.  The lane's own thread has ended, and the caller stands in for it:
+ * only reopen and free may follow.
+ */
 void lm_transport_fence_lane(struct lm_transport *t, unsigned lane);
 /* All lanes; no lane thread runs any more. */
 void lm_transport_fence(struct lm_transport *t);

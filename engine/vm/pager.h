@@ -36,9 +36,9 @@ struct lm_pager_ops {
 	/* Up to n faults that wait, without blocking; returns how many, or an error (the VM is gone: LM_SCOPE_VM). */
 	int (*faults)(struct lm_pager *p, struct lm_page_fault *ret, unsigned n, struct lm_error *err);
 	/*
-	 * Show pages [first, first + n) to the VM and wake who waits for them: they are
-	 * whole in the file, or holes that shall read as zeros.  Whole pages of the
-	 * region's page_size.  Pages that the VM sees already are skipped.
+	 * Show pages [first, first + n) to the VM and wake the threads that wait for them: they
+	 * are whole in the file, or holes that shall read as zeros.  Whole pages of the region's
+	 * page_size.  Pages that the VM sees already are skipped.
 	 */
 	int (*place)(struct lm_pager *p, unsigned region, uint64_t first, uint64_t n, struct lm_error *err);
 	/* Stop watching the range: all of it is whole.  Touches of it cost nothing any more. */

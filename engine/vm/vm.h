@@ -44,8 +44,9 @@ struct lm_vm_ops {
 	/* Read the RAM layout anew; *ret_ram is the caller's (lm_ram_fini), not mapped. */
 	int (*regions)(struct lm_vm *vm, struct lm_ram *ret_ram, struct lm_error *err);
 	/*
-	 * *ret: whether the layout is still this one.  Asked while the guest stands still: as few questions as
-	 * will do.  NULL: regions tells.
+	 * *ret: whether the layout is still this one.  Called while the guest stands still, so it
+	 * asks the VM as few questions as possible.  NULL: the engine compares what regions
+	 * returns.
 	 */
 	int (*ram_is)(struct lm_vm *vm, const struct lm_ram *ram, bool *ret, struct lm_error *err);
 	/* What people call the guest, "" where it has no such name; NULL: nothing is known. */
@@ -90,7 +91,7 @@ struct lm_vm_ops {
 	 */
 	int (*force)(int guardian_fd, int pidfd, enum lm_force what, int64_t deadline_ns,
 		      struct lm_error *err);
-	/* Let go and free; the VM stays as it is, capabilities that were set are put back. */
+	/* Disconnect and free.  The VM stays as it is; capabilities that were set are put back. */
 	void (*detach)(struct lm_vm *vm);
 };
 

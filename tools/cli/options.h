@@ -9,9 +9,9 @@
 void cli_settings_init(struct cli_settings *ret);
 
 /*
- * argv[0] is the subcommand.  Returns 0, or -EINVAL with a message in err that
- * says what to write instead.  When --help is among the options, what is missing
- * is not complained about.  Not thread-safe (getopt).
+ * argv[0] is the subcommand.  Returns 0, or -EINVAL with a message in err that says what to write
+ * instead.  When --help is among the options, missing options are no error.  Not thread-safe
+ * (getopt).
  */
 int cli_options_parse(const struct cli_subcommand *sub, int argc, char *argv[],
 		      struct cli_settings *settings, struct lm_error *err);

@@ -21,9 +21,9 @@ lm_event_fn cli_output_event;
 /* A line of our own, shown as the engine's log lines are. */
 void cli_output_log(struct cli_output *out, enum lm_log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
-/* The guest has been switched over with pages missing: whatever comes, what is on either host is needed. */
+/* The guest has been switched over with pages missing: from now on both hosts are needed, whatever happens. */
 bool cli_output_in_postcopy(struct cli_output *out);
-/* Somebody asks for something by a signal: say what comes of it. */
+/* A signal asks for something: print what follows from it. */
 void cli_output_asked(struct cli_output *out, enum cli_ask ask);
 /* receive: the QEMU that was started, and what it says. */
 void cli_output_qemu(struct cli_output *out, int32_t pid, const char *qmp, const char *log);

@@ -22,7 +22,7 @@ typedef enum cli_exit cli_session_body_fn(struct cli_settings *settings, struct 
 					  struct cli_output *out);
 enum cli_exit cli_session_frame(const struct cli_subcommand *self, struct cli_settings *settings,
 				enum cli_side side, cli_session_body_fn *body);
-/* After the guest has moved for certain: what stands here is an empty shell. */
+/* The guest has certainly moved, so the QEMU of this host is no longer needed. */
 void cli_session_quit_source(const struct cli_settings *settings, struct cli_output *out);
 /* receive, restore: a session over a QEMU that waits, or that is started and, when no guest lives in it, ended. */
 enum cli_exit cli_receive_run(struct cli_settings *settings, cli_session_open_fn *open, struct cli_signals *signals,

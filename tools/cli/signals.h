@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Signals while a guest is being moved.  They are blocked in every thread; one
- * thread takes them and asks the session to stop, or (SIGUSR1) to switch over to
- * post-copy.  So Ctrl-C, a second Ctrl-C,
- * a closed terminal or a Ctrl-Z never ends or stops this process in the middle.
+ * Signals while a guest is being moved.  They are blocked in every thread; one thread takes them
+ * and asks the session to stop, or (SIGUSR1) to switch over to post-copy.  So neither a Ctrl-C, a
+ * second Ctrl-C, a closed terminal nor a Ctrl-Z ends or stops this process in the middle.
  */
 #ifndef CLI_SIGNALS_H
 #define CLI_SIGNALS_H

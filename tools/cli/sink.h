@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Output that can never hold a migration up.
+ * Output that can never delay a migration.
  *
  * Events come from the thread that moves the guest, perhaps while the guest is
  * stopped, and the reader of our output may be a stopped terminal, a full pipe

@@ -9,7 +9,7 @@ enum cli_side { CLI_SIDE_SEND, CLI_SIDE_RECEIVE, CLI_SIDE_SAVE, CLI_SIDE_RESTORE
 
 enum cli_exit cli_exit_code(enum lm_outcome outcome);
 
-/* What a person has to write to go on with this guest; any may be missing. */
+/* What a person has to type to go on with this guest; any of it may be missing. */
 struct cli_place {
 	const char *peer;
 	const char *image;   /* save, restore */
