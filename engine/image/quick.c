@@ -56,13 +56,7 @@ static int save(struct lm_save *sv, struct lm_error *err)
 	if (!r)
 		r = lm_save_write(sv, err);
 	if (!r)
-		r = lm_image_rename(&sv->writer, err);
-	if (!r)
-		r = lm_ctx_stage(c, "renamed", err);
-	if (!r)
-		r = lm_image_sync_dir(&sv->writer, err);
-	if (!r)
-		r = lm_ctx_stage(c, "durable", err);
+		r = lm_save_name(sv, err);
 	lm_keepalive_stop(&keepalive);
 	return r;
 }

@@ -189,6 +189,18 @@ int lm_save_write(struct lm_save *sv, struct lm_error *err)
 	return r ? r : lm_ctx_stage(c, "synced", err);
 }
 
+int lm_save_name(struct lm_save *sv, struct lm_error *err)
+{
+	struct lm_ctx *c = sv->c;
+	int r = lm_image_rename(&sv->writer, err);
+
+	if (!r)
+		r = lm_ctx_stage(c, "renamed", err);
+	if (!r)
+		r = lm_image_sync_dir(&sv->writer, err);
+	return r ? r : lm_ctx_stage(c, "durable", err);
+}
+
 /* ---- the end ---- */
 
 /* Behind it the image is the guest, and the guest never runs here again. */
@@ -203,14 +215,7 @@ static int commit(struct lm_save *sv, struct lm_error *err)
 		return r;
 	if (!lm_guardian_commit(sv->out->guardian))
 		return lm_err(err, -ETIMEDOUT, LM_SCOPE_SESSION, "the pause was undone by the guardian");
-	r = lm_image_rename(&sv->writer, err);
-	if (!r)
-		r = lm_ctx_stage(c, "renamed", err);
-	if (!r)
-		r = lm_image_sync_dir(&sv->writer, err);
-	if (!r)
-		r = lm_ctx_stage(c, "durable", err);
-	return r;
+	return lm_save_name(sv, err);
 }
 
 static void release(struct lm_save *sv)

@@ -30,6 +30,8 @@ void lm_save_close(struct lm_save *sv); /* takes a zeroed one; an image without 
 int lm_save_begin(struct lm_save *sv, struct lm_error *err);
 int lm_save_pause(struct lm_save *sv, struct lm_error *err);
 int lm_save_write(struct lm_save *sv, struct lm_error *err);
+/* The image gets its final name, also on the disk. */
+int lm_save_name(struct lm_save *sv, struct lm_error *err);
 /* r: how it went; when it failed the guest runs on here. */
 int lm_save_end(struct lm_save *sv, int r, struct lm_error *err);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <sys/eventfd.h>
 #include <unistd.h>
 #include "pcpair.h"
+#include "newsession.h"
 
 /* A page at the destination is what it was at the source when that stopped, but for our own stamp. */
 static bool page_right(const struct pair *p, unsigned region, uint64_t page)
@@ -113,13 +113,7 @@ struct pair *pair_new(const struct fakevm_config *config)
 
 struct lm_session *pair_session(const struct lm_options *o, enum lm_side side, struct fakevm_state *st)
 {
-	struct lm_options *copy = malloc(sizeof(*copy));
-	struct lm_error err = { 0 };
-	struct lm_session *s = NULL;
-
-	*copy = *o;
-	assert_ok(lm_session_new(copy, side, fakevm_new(st), eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), &s, &err), err);
-	return s;
+	return unit_session(o, side, fakevm_new(st));
 }
 
 static void *dest_main(void *arg)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Post-copies that work, that are asked for, that fail before COMMIT. */
-#include <sys/eventfd.h>
 #include "pcpair.h"
+#include "newsession.h"
 
 /* ---- it works ---- */
 
@@ -212,8 +212,6 @@ static void write_before_the_pause(struct pair *p, const struct lm_event *e)
 static uint8_t what_a_device_reads_early(void)
 {
 	struct fakevm_config c = pair_small;
-	struct lm_options *copy = malloc(sizeof(*copy));
-	struct lm_error err = { 0 };
 	struct lm_vm *vm;
 	struct pair *p;
 
@@ -226,8 +224,7 @@ static uint8_t what_a_device_reads_early(void)
 	plain_load = touching_ops.state_load;
 	touching_ops.state_load = touching_load;
 	vm->ops = &touching_ops;
-	*copy = p->dst_opt;
-	assert_ok(lm_session_new(copy, LM_DEST, vm, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), &p->dst, &err), err);
+	p->dst = unit_session(&p->dst_opt, LM_DEST, vm);
 	p->relay = netrelay_new(lm_session_address(p->dst));
 	p->src_opt.address = p->relay->address;
 	p->src = pair_session(&p->src_opt, LM_SOURCE, p->a);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <pthread.h>
-#include <sys/eventfd.h>
 #include "sessionpair.h"
+#include "newsession.h"
 
 static void on_event(void *opaque, const struct lm_event *e)
 {
@@ -37,14 +37,7 @@ struct pair *pair_new(const struct fakevm_config *config)
 
 struct lm_session *pair_session(const struct lm_options *o, enum lm_side side, struct fakevm_state *st)
 {
-	struct lm_options *copy = malloc(sizeof(*copy));
-	struct lm_error err = { 0 };
-	struct lm_session *s = NULL;
-
-	*copy = *o;
-	if (lm_session_new(copy, side, fakevm_new(st), eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), &s, &err))
-		fail_msg("%s", err.msg);
-	return s;
+	return unit_session(o, side, fakevm_new(st));
 }
 
 void *pair_dest_main(void *arg)

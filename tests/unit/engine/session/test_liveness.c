@@ -6,12 +6,11 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include "unit.h"
 #include "fakevm.h"
-#include "engine/session/session.h"
+#include "newsession.h"
 
 struct pair {
 	struct fakevm_state *a, *b;
@@ -44,17 +43,6 @@ static struct pair *pair_new(uint64_t bytes)
 	return p;
 }
 
-static struct lm_session *session(const struct lm_options *o, enum lm_side side, struct lm_vm *vm)
-{
-	struct lm_options *copy = malloc(sizeof(*copy));
-	struct lm_error err = { 0 };
-	struct lm_session *s = NULL;
-
-	*copy = *o;
-	assert_ok(lm_session_new(copy, side, vm, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), &s, &err), err);
-	return s;
-}
-
 static void *dest_main(void *arg)
 {
 	struct pair *p = arg;
@@ -67,9 +55,9 @@ static void pair_run(struct pair *p)
 {
 	pthread_t dest;
 
-	p->dst = session(&p->opt_b, LM_DEST, p->vm_b);
+	p->dst = unit_session(&p->opt_b, LM_DEST, p->vm_b);
 	p->opt_a.address = lm_session_address(p->dst);
-	p->src = session(&p->opt_a, LM_SOURCE, p->vm_a);
+	p->src = unit_session(&p->opt_a, LM_SOURCE, p->vm_a);
 	pthread_create(&dest, NULL, dest_main, p);
 	p->ret_a = lm_session_run(p->src, &p->err_a);
 	pthread_join(dest, NULL);
@@ -224,9 +212,9 @@ static void a_source_that_falls_silent_is_given_up(void **state)
 
 	(void)state;
 	p->opt_b.peer_timeout_ns = p->opt_b.qmp_timeout_ns = 150 * LM_NS_PER_MS;
-	p->dst = session(&p->opt_b, LM_DEST, p->vm_b);
+	p->dst = unit_session(&p->opt_b, LM_DEST, p->vm_b);
 	p->opt_a.address = lm_session_address(p->dst);
-	p->src = session(&p->opt_a, LM_SOURCE, p->vm_a);
+	p->src = unit_session(&p->opt_a, LM_SOURCE, p->vm_a);
 	pthread_create(&dest, NULL, dest_main, p);
 	connect_and_hold(p->opt_a.address, 5 * LM_NS_PER_S);
 	pthread_join(dest, NULL);

@@ -5,10 +5,9 @@
  */
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/eventfd.h>
 #include "unit.h"
 #include "fakevm.h"
-#include "engine/session/session.h"
+#include "newsession.h"
 
 #define PINNED 77 /* the page that the device fills */
 
@@ -58,17 +57,6 @@ static int landing_pause_wait(struct lm_vm *vm, int timeout_ms, struct lm_vm_tim
 	return r;
 }
 
-static struct lm_session *session(const struct lm_options *o, enum lm_side side, struct lm_vm *vm)
-{
-	struct lm_options *copy = malloc(sizeof(*copy));
-	struct lm_error err = { 0 };
-	struct lm_session *s = NULL;
-
-	*copy = *o;
-	assert_ok(lm_session_new(copy, side, vm, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), &s, &err), err);
-	return s;
-}
-
 static void *dest_main(void *arg)
 {
 	struct rig *g = arg;
@@ -101,9 +89,9 @@ static bool lands_at(unsigned drain)
 	o.address = "127.0.0.1:0";
 	o.max_downtime_ns = 1; /* some rounds */
 	o.on_stall = LM_STALL_FORCE;
-	rig->dst = session(&o, LM_DEST, fakevm_new(rig->b));
+	rig->dst = unit_session(&o, LM_DEST, fakevm_new(rig->b));
 	o.address = lm_session_address(rig->dst);
-	rig->src = session(&o, LM_SOURCE, rig->vm_a);
+	rig->src = unit_session(&o, LM_SOURCE, rig->vm_a);
 	pthread_create(&dest, NULL, dest_main, rig);
 	assert_ok(lm_session_run(rig->src, &rig->err_a), rig->err_a);
 	pthread_join(dest, NULL);
