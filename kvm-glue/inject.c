@@ -140,7 +140,7 @@ static int answer_take(const struct inject_answer *a, const int *fds, struct lm_
 		*ret_held_ns = a->held_ns;
 	if (a->err.code && err)
 		*err = a->err;
-	/* the error comes after a call that gave a descriptor: it is nobody's */
+	/* the error came after a call that returned a descriptor, which nobody owns: close it */
 	for (unsigned i = 0; a->err.code && i < n; i++)
 		lm_close_fd(&calls[i].fd);
 	return a->err.code;

@@ -348,7 +348,7 @@ static void oom_exempt(void)
 		return; /* not allowed: no harm */
 }
 
-/* The process waits for this one: not behind others for a CPU, where that is allowed. */
+/* The traced process waits for this one, so this one comes before others for a CPU, where that is allowed. */
 static void hurry(void)
 {
 	const struct sched_param first = { .sched_priority = 1 };

@@ -31,7 +31,7 @@ int qemu_state_load(struct lm_vm *vm, int state_fd, struct lm_error *err)
 	r = qemu_give_state_fd(q, state_fd, err);
 	if (!r)
 		r = qemu_ask(q, "migrate-incoming", incoming_args(q), NULL, err);
-	/* QEMU alone holds it from here on, so that its death is seen at the other end */
+	/* only QEMU holds it from here on, so the other end sees when QEMU dies */
 	lm_close_fd(&q->state_fd);
 	return r;
 }
@@ -63,7 +63,7 @@ static int load_error(struct qemu *q, struct lm_error *err)
 		      st.error[0] ? st.error : "see its log");
 }
 
-/* Loaded, but QEMU has not said so of the guest yet: a moment. */
+/* Loaded, but QEMU does not yet show it in the guest's state: wait a moment. */
 static int loaded_wait(struct qemu *q, int64_t deadline_ns, struct lm_error *err)
 {
 	const struct timespec pause = { .tv_nsec = LM_NS_PER_MS / 2 };

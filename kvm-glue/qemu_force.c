@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * For the guardian: a QEMU whose engine is dead is brought to a certain state.
- * Nothing is known here of what the engine had done; QEMU is asked.
+ * For the guardian: a QEMU whose engine is dead is brought to a certain state.  This code does not
+ * know what the engine had done: it asks QEMU.
  */
 #include <fcntl.h>
 #include <poll.h>

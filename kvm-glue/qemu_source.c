@@ -89,7 +89,7 @@ static bool migration_has_ended(void *opaque)
 	return migration_ended(opaque);
 }
 
-/* The session is lost, the guest is not: QEMU runs it again, or resume does. */
+/* The session is lost but the guest is not: QEMU runs it again, or resume does. */
 static int migration_error(struct qemu *q, struct lm_error *err)
 {
 	struct qemu_status st;

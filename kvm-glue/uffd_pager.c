@@ -117,7 +117,7 @@ static bool is_userfaultfd(pid_t pid, int fd)
 	return !strcmp(target, "anon_inode:[userfaultfd]");
 }
 
-/* A number that is something else by now is not ours to close. */
+/* If the number now belongs to something else, it must not be closed. */
 static int vm_fd_close(struct uffd_pager *u, struct lm_error *err)
 {
 	struct lm_inject_call call = { .nr = SYS_close, .args = { (uint64_t)u->base.vm_fd } };
@@ -186,7 +186,7 @@ static int drops_run(const struct uffd_pager *u, struct lm_inject_call *calls, u
 	return r;
 }
 
-/* What the process has mapped of its RAM, it must fault in again. */
+/* Drop what the process has mapped of its RAM, so that it must fault it in again. */
 static int mappings_drop(const struct uffd_pager *u, struct lm_error *err)
 {
 	struct lm_inject_call calls[LM_INJECT_MAX];
@@ -315,7 +315,7 @@ static int pager_finish(struct lm_pager *p, struct lm_error *err)
 	return r;
 }
 
-/* A descriptor that watches nothing is of no use to anybody: best effort, the VM does not mind it. */
+/* Try to close the descriptor, which watches nothing now; if that fails, it does the VM no harm. */
 static void pager_close(struct lm_pager *p)
 {
 	struct uffd_pager *u = uffd_pager_of(p);

@@ -54,7 +54,7 @@ static int orphan_new(pid_t pid, struct lm_vm **ret, struct lm_error *err)
 	return 0;
 }
 
-/* Who listens on the QMP socket, which need not answer. */
+/* The process that listens on the QMP socket; it does not have to answer. */
 static int find_pid(const struct lm_options *o, pid_t *ret, struct lm_error *err)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -155,7 +155,7 @@ static int session_open(const struct lm_options *options, enum lm_side side, new
 	*ret = NULL;
 	if (cancel_fd < 0)
 		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "eventfd");
-	/* The VM logs through it for as long as it lives: it goes with the session. */
+	/* The VM logs through it as long as it lives, so the session frees it. */
 	copy = malloc(sizeof(*copy));
 	if (copy)
 		*copy = *options;

@@ -95,7 +95,7 @@ void rd_cm_unlisten(struct rdma *t)
 
 /* ---- requests ---- */
 
-/* In a time that does not depend on where they differ. */
+/* The time it takes does not depend on where they differ. */
 static bool same_bytes(const void *a, const void *b, size_t n)
 {
 	const uint8_t *x = a, *y = b;
@@ -142,7 +142,7 @@ static struct rd_lane *hello_lane(struct rdma *t, const struct rd_lane *only, co
 	/* The other lanes have threads, whose they are. */
 	if (only && only != &t->lanes[lane])
 		return NULL;
-	/* That a connection before has ended came over another channel, and may not be read yet. */
+	/* The end of an earlier connection is reported on another channel, which may not have been read yet. */
 	if (t->lanes[lane].state == RDMA_LANE_OPEN)
 		hear_accepted(&t->lanes[lane]);
 	if (t->lanes[lane].state == RDMA_LANE_CONNECT)

@@ -124,7 +124,7 @@ static void address_text(const struct rd_rail *r, char *ret, size_t size)
 	snprintf(ret, size, "%s (GID %d)", text, r->gid);
 }
 
-/* One that is there and does not answer is not left out. */
+/* A device that is there but does not answer is listed, too. */
 static void no_answer(const char *dev, int code, const char *advice, lm_check_fn *fn, void *opaque)
 {
 	struct lm_check c = { .status = LM_CHECK_WARN, .name = "RDMA port" };

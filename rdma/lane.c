@@ -229,7 +229,7 @@ void rd_lane_hear(struct rd_lane *l)
 		if (e.type == RDMA_CM_EVENT_DEVICE_REMOVAL)
 			rd_lane_fail(l, "the RDMA device was removed");
 	}
-	/* Its channel stays readable: nobody could wait any more. */
+	/* Its channel would stay readable, and nobody could wait on it any more. */
 	if (r != -EAGAIN)
 		rd_lane_fail(l, "rdma_cm no longer reports on the connection");
 }
@@ -321,7 +321,7 @@ static void hear_completions(struct rd_lane *l)
 	}
 }
 
-/* Sleep until something happens; what it was, step() finds out. */
+/* Sleep until something happens; step() finds out what it was. */
 static int doze(struct rd_lane *l, int timeout_ms, int wake_fd, struct lm_error *err)
 {
 	struct pollfd p[4] = { { .fd = l->completions->fd, .events = POLLIN }, { .fd = l->channel->fd, .events = POLLIN },

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the peer says over a lane.  It is believed nothing. */
+/* What the peer says over a lane.  Nothing is believed without a check. */
 #include <string.h>
 #include "rdma.h"
 

@@ -182,7 +182,7 @@ static int rd_region_add(struct lm_transport *base, unsigned index, const struct
 	for (unsigned i = 0; !lm_transport_is_active(base) && i < base->nlanes; i++)
 		if (asked_alloc(t, &t->lanes[i], index))
 			return lm_err(err, -ENOMEM, LM_SCOPE_SESSION, "out of memory");
-	/* Tells at once whether the devices take advice: the session logs what describe() says. */
+	/* Finds out at once whether the devices take advice, because the session logs what describe() says. */
 	for (unsigned i = 0; i < t->nuses; i++)
 		if (t->uses[i].mem[index])
 			rd_mem_prefetch(t->uses[i].mem[index], 0);
@@ -266,7 +266,7 @@ static int rd_reopen(struct lm_transport *base, unsigned lane, const struct lm_t
 	struct rd_lane *l = &t->lanes[lane];
 	int r;
 
-	rd_lane_reset(l); /* its queue pair, which was in error since it was shut, is gone with this */
+	rd_lane_reset(l); /* this destroys its queue pair, which was in the error state since shut */
 	r = p->side == LM_SOURCE ? rd_cm_connect_again(t, l, p, err) : rd_cm_accept_again(t, l, p, err);
 	if (!r && lane_regions(t, l))
 		r = lm_err(err, -ENOMEM, LM_SCOPE_LANE, "out of memory");

@@ -32,7 +32,7 @@
 
 /* --- the OFD lock ---------------------------------------------------------------- */
 
-/* Somebody may have replaced or removed the file that we have open: that one is nobody's lock. */
+/* Another process may have replaced or removed the file that we have open: then it no longer is the lock. */
 static int same_file(const struct lease *s, struct lm_error *err)
 {
 	struct stat have, named;
@@ -271,7 +271,7 @@ static bool is_offer(const struct lease *s, const struct lease_record *record, c
 	       !memcmp(record->id, offer->id, sizeof(record->id));
 }
 
-/* A take that was made before, by a process that died or was told that it failed. */
+/* An earlier take, by a process that died or was told that it failed. */
 static bool is_taken(const struct lease *s, const struct lease_record *record, const struct lm_lock_note *offer)
 {
 	return record->state == LEASE_OWNED && record->epoch == offer->epoch + 1 &&

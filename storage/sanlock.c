@@ -397,7 +397,7 @@ static int san_take(struct lm_lock *l, const struct lm_lock_note *offer, int64_t
 	handover_name(s, offer->detail, s->self, name);
 	if (!r)
 		r = -EAGAIN;
-	/* Busy: the other host tries, too; one of both gets it. */
+	/* Busy: the other host tries at the same time; one of the two gets it. */
 	for (unsigned i = 0; (r == -EAGAIN || r == -EBUSY) && i < TRIES && lm_now_ns() < deadline_ns; i++) {
 		if (i)
 			usleep(RETRY_US);

@@ -56,7 +56,7 @@ static int acquire_once(struct scsi_pr *s, bool free_too, int64_t deadline_ns, s
 static int pr_acquire(struct lm_lock *l, bool free_too, int64_t deadline_ns, struct lm_error *err)
 {
 	struct scsi_pr *s = pr_of(l);
-	/* Back from an offer the guest waits, and a dead path may cost seconds. */
+	/* After an offer the guest stands still, and a dead path could cost seconds. */
 	int r = l->state == LM_LOCK_OFFERED ? pr_join(s, deadline_ns, err) : pr_revive(s, deadline_ns, err);
 
 	if (!r || (r == -ENOLINK && l->state == LM_LOCK_OFFERED))
@@ -165,7 +165,7 @@ static int pr_prepare(struct lm_lock *l, const struct lm_lock_note *announce, st
 	if (!r)
 		r = check_note(s, announce, err);
 	if (!r)
-		r = pr_view(s, &v, deadline_ns, err); /* takes the unit attentions of a new nexus away, too */
+		r = pr_view(s, &v, deadline_ns, err); /* this also clears the unit attentions of a new nexus */
 	if (!r && (!v.held || v.holder != announce->detail))
 		r = pr_held_by(s, &v, -ESTALE, err);
 	if (!r && s->options.early)

@@ -69,7 +69,7 @@ static bool sg_alive(struct lm_scsi_path *p)
 
 static int lost(struct sg_path *s, struct lm_error *err, const char *why)
 {
-	lm_close_fd(&s->fd); /* the answer to what was given up is not taken for that to the next command */
+	lm_close_fd(&s->fd); /* so the answer to a command that was given up is not taken for that of the next one */
 	return lm_err(err, -ENOLINK, LM_SCOPE_OPERATION, "%s", why);
 }
 
@@ -140,7 +140,7 @@ static void reset_main(int fd, int pipe_fd, int64_t deadline_ns)
 {
 	int what, code;
 
-	/* It may hang for minutes: nobody's sockets, files and locks shall live on with it. */
+	/* The child may hang for minutes, so it closes all sockets, files and locks that it inherited. */
 	fd = fcntl(fd, F_DUPFD, 3);
 	pipe_fd = fcntl(pipe_fd, F_DUPFD, 3);
 	dup2(fd, 0);

@@ -37,7 +37,7 @@ static void worker_done(struct lm_pool *p, struct worker *w)
 	pthread_mutex_lock(&p->mutex);
 	w->busy = false;
 	if (--p->running == 0 && write(p->done_fd, &one, sizeof(one)) < 0) {
-		/* An eventfd with room takes 8 bytes; nothing to do if it would not. */
+		/* An eventfd with room takes 8 bytes; if it did not, nothing could be done about it. */
 	}
 	pthread_cond_broadcast(&p->idle);
 	pthread_mutex_unlock(&p->mutex);
@@ -126,9 +126,9 @@ bool lm_pool_restart_worker(struct lm_pool *p, unsigned worker)
 
 	if (!p->active || w->busy)
 		return false;
-	/* The last one may have just said that all have ended: it no longer holds. */
+	/* The last worker may just have reported that all have ended: that is no longer true. */
 	if (!p->running && read(p->done_fd, &n, sizeof(n)) < 0) {
-		/* Written before running became 0: there is something to read. */
+		/* The worker writes to it before running becomes 0, so there is something to read. */
 	}
 	w->due = w->busy = true;
 	p->running++;

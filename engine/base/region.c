@@ -129,8 +129,8 @@ static int huge_existing(const struct lm_region *r, uint64_t first, uint64_t n, 
 }
 
 /*
- * lseek(2) moves the position of the descriptor, which nobody uses; the offsets
- * that it returns do not depend on it, so threads may share the descriptor.
+ * lseek(2) moves the position of the descriptor.  Nothing else uses that position, and the offsets
+ * that lseek returns do not depend on it, so threads may share the descriptor.
  */
 int lm_region_existing(const struct lm_region *r, uint64_t first, uint64_t n,
 		       struct lm_bitmap *existing, struct lm_error *err)
@@ -176,7 +176,7 @@ static unsigned hole_pages(const struct lm_region *r, uint64_t pos, unsigned at,
 	return n < end - at ? (unsigned)n : end - at;
 }
 
-/* The page at pos of hugetlbfs, where only read(2) leaves a hole a hole; 0 or 1 page. */
+/* The page at pos of hugetlbfs, where only read(2) looks at a hole without filling it; 0 or 1 page. */
 static unsigned huge_zero_pages(const struct lm_region *r, uint64_t pos)
 {
 	uint8_t page[LM_PAGE_SIZE] __attribute__((aligned(64)));
@@ -185,8 +185,8 @@ static unsigned huge_zero_pages(const struct lm_region *r, uint64_t pos)
 }
 
 /*
- * mincore(2) does not know pages that were swapped out, nor huge pages that this
- * process has never touched: what it does not know may be there.
+ * mincore(2) does not see pages that were swapped out, nor huge pages that this process has never
+ * touched: so a page that it does not see may exist.
  */
 uint64_t lm_region_zeros(const struct lm_region *r, uint64_t offset, unsigned npages)
 {

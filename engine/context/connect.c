@@ -42,7 +42,7 @@ int lm_ctx_listen(struct lm_ctx *c, struct lm_error *err)
 	return 0;
 }
 
-/* Wait for a connection, and notice when the VM that waits with us has gone. */
+/* Wait for a connection, and notice when the VM of this side has ended. */
 static int accept_one(struct lm_ctx *c, int64_t deadline_ns, struct lm_stream **ret, struct lm_error *err)
 {
 	for (;;) {

@@ -67,7 +67,7 @@ int lm_ctx_check_cancel(struct lm_ctx *c, struct lm_error *err)
 {
 	uint64_t n;
 
-	/* Level-triggered for everybody else who polls it: put it back. */
+	/* Others poll it too, so put the value back. */
 	if (read(c->cancel_fd, &n, sizeof(n)) != sizeof(n))
 		return 0;
 	lm_ctx_cancel(c);
@@ -88,7 +88,7 @@ int64_t lm_ctx_peer_deadline(const struct lm_ctx *c)
 {
 	int64_t deadline = lm_deadline_after(c->opt.peer_timeout_ns);
 
-	/* A paused guest waits for no answer longer than --max-pause, and COMMIT is not sent after it. */
+	/* A paused guest waits for an answer no longer than --max-pause; COMMIT is never sent later than that. */
 	if (c->pause_begun && !c->commit_sent)
 		deadline = lm_deadline_min(deadline, c->deadline_ns);
 	return deadline;

@@ -62,7 +62,10 @@ static int peer_said(void *opaque, struct lm_error *err)
 	if (l->c->side == LM_DEST)
 		return lm_err(err, -EPROTO, LM_SCOPE_SESSION, "the source sent %s while this side waited for its lanes",
 			      lm_msg_name(msg.type));
-	/* The destination has all lanes, and goes on before we have heard of the last. */
+	/*
+	 * The destination may have all lanes, and send its next message, before this side knows that
+	 * the last lane is connected.
+	 */
 	lm_control_put_back(&l->c->control, &msg);
 	l->p->peer_said = NULL;
 	return 0;

@@ -154,7 +154,7 @@ static int handle_abort(struct lm_control *c, const struct lm_msg *msg, struct l
 	int code, r = lm_wire_get_abort(msg->payload, msg->len, &code, text, sizeof(text), err);
 
 	c->peer_aborted = !r;
-	/* The peer's errno says nothing about calls on this side; that it was cancelled is of interest. */
+	/* The peer's errno says nothing about calls on this side; only a cancel is passed on. */
 	return r ? r : lm_err(err, code == -ECANCELED ? code : -ECONNABORTED, LM_SCOPE_SESSION,
 			      "the peer gave up: %s", text);
 }

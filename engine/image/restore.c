@@ -161,8 +161,9 @@ static int check_epochs(struct lm_restore *rs, struct lm_error *err)
 }
 
 /*
- * The next restore finds in the mark with which epoch we had them, and need not wonder whose
- * that was; also when we are killed.  One that tells of somebody else stays one that does.
+ * The mark gets the epochs with which this host had the locks, even if we are killed later.  So
+ * the next restore knows that nobody else had them.  An epoch that shows another owner stays as it
+ * is.
  */
 static int note_epochs(struct lm_restore *rs, struct lm_error *err)
 {
@@ -299,7 +300,7 @@ static int fill_lazy(struct lm_restore *rs, struct lm_error *err)
 {
 	int r;
 
-	/* What goes on after our death knows the image by its id. */
+	/* An engine that goes on after our death recognises the image by its id. */
 	memcpy(rs->pull->both.secret, rs->image.head.id, sizeof(rs->pull->both.secret));
 	r = lm_postcopy_arm_here(rs->pull, err);
 	for (unsigned i = 0; !r && i < rs->c->ram.nregions; i++)

@@ -54,7 +54,7 @@ void lm_save_close(struct lm_save *sv)
 {
 	if (!sv->c)
 		return;
-	/* A session that was opened and never run has made a file, too. */
+	/* A session that was opened but never run has also made a file. */
 	if (sv->writer.chunks && !sv->saved && !sv->writer.renamed)
 		lm_image_abandon(&sv->writer, NULL);
 	lm_image_writer_close(&sv->writer);
@@ -64,7 +64,7 @@ void lm_save_close(struct lm_save *sv)
 
 /* ---- the guest stops ---- */
 
-/* The relay's thread; the session's has it when that has ended. */
+/* Belongs to the relay's thread, and to the session's thread when the relay has ended. */
 static int keep_state(void *opaque, const uint8_t *p, size_t len, struct lm_error *err)
 {
 	struct lm_save *sv = opaque;
@@ -93,7 +93,7 @@ int lm_save_pause(struct lm_save *sv, struct lm_error *err)
 
 	if (r)
 		return r;
-	/* It takes as long as the disk takes: only our death ends the pause early. */
+	/* The pause lasts as long as the disk needs; the guardian ends it early only when we die. */
 	c->deadline_ns = c->opt.timeout_ns ? lm_deadline_after(c->opt.timeout_ns) : LM_NO_DEADLINE;
 	r = lm_relay_start_sink(&sv->out->relay, keep_state, sv, &vm_fd, err);
 	if (!r)
@@ -141,7 +141,7 @@ static int write_memory(struct lm_save *sv, struct lm_error *err)
 	return lm_ctx_stage(c, "copied", err);
 }
 
-/* Which storage they are of, and their epoch: it grows when anybody else has them. */
+/* Which storage the locks are of, and their epochs, which grow when anybody else gets them. */
 static int note_locks(struct lm_save *sv, struct lm_error *err)
 {
 	int r = lm_image_lock_ids(sv->out->handover, sv->saved_locks, err);
@@ -203,7 +203,7 @@ int lm_save_name(struct lm_save *sv, struct lm_error *err)
 
 /* ---- the end ---- */
 
-/* Behind it the image is the guest, and the guest never runs here again. */
+/* After this step the image is the guest, and the guest never runs here again. */
 static int commit(struct lm_save *sv, struct lm_error *err)
 {
 	struct lm_ctx *c = sv->c;

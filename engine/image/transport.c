@@ -135,7 +135,7 @@ static void idle(const struct image_lane *l, int timeout_ms, int wake_fd)
 	poll(p, 2, timeout_ms);
 }
 
-/* One run at a time: between two of them whoever drives the lane looks for faults. */
+/* One run at a time: between two runs the thread that drives the lane serves faults. */
 static int image_poll(struct lm_transport *base, unsigned lane, int timeout_ms, int wake_fd, struct lm_poll_result *res,
 		      struct lm_error *err)
 {

@@ -67,7 +67,7 @@ static void progress(struct lm_image_walk *w, int64_t since_ns)
 	lm_ctx_event(w->c, &e);
 }
 
-/* A peer that waits for us: whether it still does.  Somebody else pings it. */
+/* Whether the peer that waits for us is still there.  Another thread pings it. */
 static int check_peer(struct lm_ctx *c, struct lm_error *err)
 {
 	struct lm_msg msg;

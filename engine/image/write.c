@@ -82,7 +82,7 @@ static int split_path(struct lm_image_writer *w, const char *path, struct lm_err
 	return w->dir_fd < 0 ? lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "cannot open the folder of %s", path) : 0;
 }
 
-/* What a save that was killed has left is ours; what one that lives writes is not. */
+/* A file that a killed save has left may be overwritten; a file that a living save writes may not. */
 static int open_temporary(struct lm_image_writer *w, struct lm_error *err)
 {
 	struct stat here, there;
@@ -98,7 +98,7 @@ static int open_temporary(struct lm_image_writer *w, struct lm_error *err)
 		return lm_err(err, -EINVAL, LM_SCOPE_OPERATION, "%s is not a file", w->temporary);
 	if (ftruncate(w->fd, 0))
 		return lm_err_errno(err, -errno, LM_SCOPE_OPERATION, "cannot empty %s", w->temporary);
-	/* Also a file system that opens so may refuse to write so: that is known after the first write. */
+	/* A file system that opens with O_DIRECT may still refuse to write with it: the first write shows that. */
 	w->direct = !fcntl(w->fd, F_SETFL, fcntl(w->fd, F_GETFL) | O_DIRECT);
 	return 0;
 }
@@ -148,7 +148,7 @@ int lm_image_create(struct lm_image_writer *w, const char *path, const struct lm
 
 void lm_image_reserve(struct lm_image_writer *w, uint64_t npages)
 {
-	/* Through the page cache nothing is won by it, and on tmpfs it costs a pass over the memory. */
+	/* Through the page cache this gains nothing, and on tmpfs it costs a pass over the memory. */
 	if (w->direct && fallocate(w->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)(npages * LM_PAGE_SIZE)))
 		return; /* the writes will tell */
 }

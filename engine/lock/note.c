@@ -56,7 +56,7 @@ static bool all_zero(const uint8_t *p, size_t n)
 	return !n;
 }
 
-/* A name that ends inside its field, with zeros behind it. */
+/* A name must end inside its field, with zeros behind it. */
 static bool field_valid(const char *field, size_t size)
 {
 	size_t len = strnlen(field, size);

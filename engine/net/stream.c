@@ -101,7 +101,10 @@ int lm_stream_set_peer_timeout(struct lm_stream *s, int64_t timeout_ns, struct l
 		r = set_int(s->fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
 	if (!r)
 		r = set_int(s->fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-	/* A network that comes back is noticed soon, however long it was away.  Older kernels double the time. */
+	/*
+	 * A network that is back is noticed soon, however long it was down.  Older kernels double the
+	 * time between two attempts.
+	 */
 	set_int(s->fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS);
 	return r ? lm_err_errno(err, r, LM_SCOPE_OPERATION, "cannot set the peer timeout") : 0;
 }

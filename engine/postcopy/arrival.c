@@ -49,7 +49,10 @@ void lm_arrival_leave(struct lm_arrival *a, unsigned region, uint64_t first, uin
 		lm_bitmap_clear_range(&a->zero.maps[region], first, n);
 }
 
-/* Who was killed while he marked a huge page has not shown it: what is marked in part is not whole. */
+/*
+ * An engine that was killed while it marked a huge page has not shown the page: a page that is marked
+ * only in part is not whole.
+ */
 static void unmark_parts(struct lm_arrival *a, unsigned region)
 {
 	struct lm_bitmap *whole = &a->whole[region];

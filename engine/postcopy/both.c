@@ -17,7 +17,7 @@ void lm_postcopy_event(struct lm_postcopy_both *p, const struct lm_postcopy_stat
 	lm_ctx_event(p->c, &e);
 }
 
-/* In a time that does not depend on where they differ. */
+/* The time it takes does not depend on where they differ. */
 bool lm_secret_equal(const uint8_t a[static LM_TOKEN_SIZE], const uint8_t b[static LM_TOKEN_SIZE])
 {
 	uint8_t differ = 0;

@@ -145,7 +145,7 @@ static void leave(void *opaque, unsigned region, uint64_t first, uint64_t n, boo
 	lm_arrival_leave(&p->puller.arrival, region, first, n, zero);
 }
 
-/* Not a fault is answered before all that is left was named: until then nobody knows which pages are old. */
+/* No fault is answered before all pages that stay behind are named: until then nobody knows which pages are old. */
 int lm_postcopy_left(struct lm_postcopy_dest *p, const struct lm_msg *msg, struct lm_error *err)
 {
 	bool end;

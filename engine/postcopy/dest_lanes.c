@@ -68,7 +68,7 @@ int lm_postcopy_dest_lanes_tick(struct lm_postcopy_dest *p, struct lm_error *err
 	return lane < 0 ? 0 : ask_for(p, (unsigned)lane, err);
 }
 
-/* A lane that has come back just now is not used: all are closed next. */
+/* A lane that comes back at this moment is not used, because all are closed next. */
 void lm_postcopy_dest_lanes_settle(struct lm_postcopy_dest *p)
 {
 	struct lm_comeback *c = &p->both.comeback;

@@ -10,7 +10,7 @@
 
 #define STATUS_NS (200 * LM_NS_PER_MS)
 
-/* What the link does, from what it did since the last look. */
+/* The speed of the link, from what it carried since the last call. */
 static void learn_link(struct lm_postcopy_dest *p, int64_t since_ns)
 {
 	uint64_t bytes = atomic_load(&p->puller.bytes), got = bytes - p->last_bytes;
@@ -100,7 +100,7 @@ static int fetch_rest(struct lm_postcopy_dest *p, struct lm_error *err)
 	return r;
 }
 
-/* Every page is whole: the guest needs nobody any more. */
+/* Every page is whole: the guest no longer needs the source. */
 static int let_go(struct lm_postcopy_dest *p, struct lm_error *err)
 {
 	int r;
@@ -154,7 +154,7 @@ int lm_postcopy_pull(struct lm_postcopy_dest *p, struct lm_error *err)
 		c->control.cancel_fd = -1;
 	}
 	if (r) {
-		/* The guest is here for good.  While its VM lives, somebody can go on with what is left. */
+		/* The guest stays here.  While its VM lives, another engine can go on with what is left. */
 		if (c->summary.outcome == LM_OUTCOME_NONE && !lm_ctx_vm_gone(c))
 			c->summary.outcome = LM_OUTCOME_INTERRUPTED;
 		*err = e;
@@ -163,7 +163,7 @@ int lm_postcopy_pull(struct lm_postcopy_dest *p, struct lm_error *err)
 	return end(p, true, err);
 }
 
-/* No error of an image goes away by waiting: whoever has mended it says `restore --resume`. */
+/* Waiting cures no error of an image: a person repairs it and runs `restore --resume`. */
 int lm_postcopy_pull_image(struct lm_postcopy_dest *p, struct lm_error *err)
 {
 	struct lm_ctx *c = p->both.c;

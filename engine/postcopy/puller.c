@@ -70,8 +70,8 @@ static void finish_run(struct lm_puller *p, const struct lm_run *run)
 	if (!late)
 		lm_arrival_whole(&p->arrival, run);
 	/*
-	 * Zeros are shown only to who waits for them: showing makes a hole real.  Whoever
-	 * comes after lm_arrival_whole() sees that by himself.
+	 * Zeros are shown only to threads that wait for them, because showing fills the hole.  A
+	 * thread that comes after lm_arrival_whole() sees by itself that the page is whole.
 	 */
 	if (run->kind == LM_RUN_DATA || atomic_load(&p->arrival.waiting))
 		show(p, run->region, run->offset >> LM_PAGE_SHIFT, run->len >> LM_PAGE_SHIFT);
@@ -159,7 +159,7 @@ static void lane_failed(struct lm_puller *p, unsigned lane)
 	signal_session(p);
 }
 
-/* By the lane's own thread, when it makes no more calls for this lane: nothing of it can land any more. */
+/* Called by the lane's own thread, after its last call for this lane: afterwards nothing of the lane can land. */
 static void lane_end(struct lm_puller *p, unsigned lane)
 {
 	struct lm_pull_lane *l = &p->lanes[lane];
@@ -169,7 +169,7 @@ static void lane_end(struct lm_puller *p, unsigned lane)
 		lm_arrival_give_back(&p->arrival, run_at(l, l->done++));
 	l->bytes = 0;
 	if (atomic_load(&p->stop_background))
-		lm_err_clear(&l->error); /* lm_puller_down() has shut it: that says nothing about who failed */
+		lm_err_clear(&l->error); /* lm_puller_down() has shut it, so this error is no failure of the lane */
 	if (l->error.code)
 		lane_failed(p, lane);
 }
@@ -182,7 +182,7 @@ static bool must_serve(struct lm_puller *p)
 	return atomic_load(&p->arrival.waiting) && fault_lane_failed(p);
 }
 
-/* Whoever waits is served whatever the cap says; for the rest the lane has to pay first. */
+/* Threads that wait are served whatever the cap says; for the rest the lane has to pay first. */
 static bool claim(struct lm_puller *p, const struct lm_pull_lane *l, uint64_t max_pages, struct lm_run *ret)
 {
 	if (must_serve(p)) {
@@ -214,7 +214,7 @@ static bool refill(struct lm_puller *p, unsigned lane)
 			continue;
 		}
 		clear_run(p, &run);
-		/* What is on its way must not wait until all zeros are cleared, nor must who wants us to stop. */
+		/* Runs that are on their way, and a request to stop, must not wait until all zeros are cleared. */
 		if (++cleared >= CLEAR_RUNS && (l->put != l->done || atomic_load(&p->stop_background)))
 			return true;
 	}
@@ -423,7 +423,7 @@ static void *fault_thread(void *arg)
 		t.has_last = false;
 		lane_end(p, p->nlanes);
 	}
-	/* Whoever waits for this thread to let go of the lane waits no more. */
+	/* Release the lane for the thread that waits for it. */
 	if (t.up)
 		lane_end(p, p->nlanes);
 	atomic_store(&p->stop, true);

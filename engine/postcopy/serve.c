@@ -5,7 +5,10 @@
 #include "engine/context/connect.h"
 #include "both.h"
 
-/* The destination hears nothing else from us: often enough for a short --peer-timeout, which will be its own, too. */
+/*
+ * The destination gets no other messages from us, so ping often enough for a short --peer-timeout; the
+ * destination's is most likely the same.
+ */
 #define PING_NS (1 * LM_NS_PER_S)
 #define PINGS_PER_TIMEOUT 4
 #define TRY_AGAIN_NS (200 * LM_NS_PER_MS)
@@ -39,7 +42,7 @@ static int handle(struct lm_postcopy_source *p, const struct lm_msg *msg, struct
 		if (r)
 			return r;
 		account(p, &stats);
-		/* With pages missing still it was not the destination that closed them. */
+		/* While pages are missing the destination closes no lane, so a lane that ended has failed. */
 		if (stats.missing_pages)
 			lm_postcopy_tell_lanes(&p->both, atomic_load(&p->failed), lane_error);
 		return 0;
@@ -90,7 +93,7 @@ static int answer(struct lm_postcopy_source *p, struct lm_error *err)
 			r = tick(p, err);
 		if (r)
 			return r;
-		/* While one is left the destination goes on; it knows better than we which work. */
+		/* While one lane is left the destination goes on; it knows better than this side which lanes work. */
 		if (atomic_load(&p->ended) <= p->both.nlanes) {
 			closing = 0;
 			continue;

@@ -32,7 +32,7 @@ static const char *lost_there(const struct lm_postcopy_both *p, unsigned lane)
 	return "the destination has lost it";
 }
 
-/* An attempt before this one the destination has given up, whatever we think of it. */
+/* The destination has given up any earlier attempt, even if it is still under way here. */
 int lm_postcopy_lane_open(struct lm_postcopy_source *p, const struct lm_msg *msg, struct lm_error *err)
 {
 	struct lm_comeback *c = &p->both.comeback;

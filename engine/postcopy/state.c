@@ -54,7 +54,10 @@ static int new_path(char *buf, size_t size, enum lm_side side, int32_t vm_pid, s
 	return 0;
 }
 
-/* Where there is one: whoever recovers may have another environment than who began.  Else the first place. */
+/*
+ * The place where the file is: the program that recovers may have another environment than the one
+ * that began.  Without a file, the first place.
+ */
 static int old_path(char *buf, size_t size, enum lm_side side, int32_t vm_pid, struct lm_error *err)
 {
 	char dir[96];
@@ -203,7 +206,10 @@ static int open_locked(struct lm_pcstate *st, enum lm_side side, int32_t vm_pid,
 		if (st->fd < 0)
 			return lm_err_errno(err, -errno, LM_SCOPE_SESSION, "cannot open %s", st->path);
 		r = lock(st, err);
-		/* While we waited its owner may have been done, and removed it: then it is not the one at this path. */
+		/*
+		 * While this engine waited, the owner may have finished and removed the file: then the
+		 * open file is not the one at this path.
+		 */
 	} while (!r && !has_a_name(st));
 	return r;
 }

@@ -8,7 +8,7 @@
 /* Rounds below this size measure latency, not throughput. */
 #define MEASURE_BYTES (UINT64_C(1) << 20)
 #define SMOOTH 0.5
-/* A round pays that brings the prediction down by this part of it. */
+/* A round is worth it when it brings the prediction down by this part. */
 #define PAYS 4
 /* Nothing measured (a guest that is all zeros): assume 1 Gbit/s. */
 #define GUESS_BYTES_PER_S 125e6

@@ -18,7 +18,7 @@ static void lane_event(struct lm_precopy *p, unsigned lane, bool back, const cha
 
 /* ---- when ---- */
 
-/* All were lost, and since then no lane has lived for long enough to call it over. */
+/* All lanes were lost, and since then none has worked for long enough to count as back. */
 static void note_live(struct lm_precopy *p)
 {
 	struct lm_lanes *l = &p->lanes;

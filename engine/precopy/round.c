@@ -17,14 +17,14 @@ static bool early_scan_is_due(struct lm_precopy *p, int64_t now)
 {
 	if (!p->may_interrupt || !p->postcopy_allowed || now < p->next_early_scan_ns)
 		return false;
-	/* It costs time, and what was written is protected anew, so it stays a small part of the round. */
+	/* An early scan takes time and protects the written pages anew, so it stays a small part of the round. */
 	p->next_early_scan_ns = now + EARLY_SCAN_NS + (now - p->round_began_ns) / EARLY_SCAN_SHARE;
 	return true;
 }
 
 /*
- * Pages that it finds would be dirty at the round's end all the same: they are scanned early, then drained
- * and copied as all others.  When they are so many that only post-copy can follow, the round ends here.
+ * The pages that it finds would also be dirty at the round's end; they are drained and copied like
+ * all others.  When there are so many that only post-copy can follow, the round ends here.
  */
 static int early_scan(struct lm_precopy *p, struct lm_error *err)
 {

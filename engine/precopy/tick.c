@@ -34,7 +34,7 @@ bool lm_precopy_postcopy_asked(const struct lm_precopy *p, int64_t now_ns)
 	       (p->c->opt.postcopy_after_ns && now_ns - p->c->started_ns >= p->c->opt.postcopy_after_ns);
 }
 
-/* A person, or the clock, has asked for post-copy: neither waits for the end of the round. */
+/* The user, or a time limit, asks for post-copy: that does not wait for the end of the round. */
 static void switch_early(struct lm_precopy *p)
 {
 	if (p->postcopy_allowed) {
@@ -65,7 +65,7 @@ static int hear_peer(struct lm_precopy *p, struct lm_error *err)
 	return r;
 }
 
-/* Only a peer that was asked owes an answer: a drain may keep us from asking for long. */
+/* Only a peer that was pinged owes an answer, and a drain may keep this side from pinging for long. */
 static int check_silence(const struct lm_precopy *p, int64_t now, struct lm_error *err)
 {
 	if (p->asked_ns <= p->c->control.last_heard_ns || now - p->asked_ns <= silence_ns(p))

@@ -72,7 +72,10 @@ static int dispatch(struct lm_dest *d, const struct lm_msg *msg, struct lm_error
 
 		if (rules[i].state != d->state || rules[i].type != msg->type)
 			continue;
-		/* Whatever follows may need what an attempt uses, such as the listener; LANE_DROP ends it. */
+		/*
+		 * The next message may need what an attempt uses, such as the listener; LANE_DROP ends
+		 * the attempt.
+		 */
 		if (msg->type != LM_MSG_LANE_DROP)
 			lm_dest_reopen_wait(d);
 		r = rules[i].handle(d, msg, err);

@@ -109,7 +109,7 @@ int lm_dest_lane_drop(struct lm_dest *d, const struct lm_msg *msg, struct lm_err
 	if (!lm_broken("lane-drop")) {
 		lm_transport_shut(d->c->transport, lane);
 		lm_pool_wait_worker(d->c->pool, lane);
-		lm_transport_fence_lane(d->c->transport, lane); /* or what it was placing lands over what replaces it */
+		lm_transport_fence_lane(d->c->transport, lane); /* otherwise its data could land over newer data */
 	}
 	if (d->lane_errors[lane].code)
 		lm_ctx_log(d->c, attempt ? LM_LOG_DEBUG : LM_LOG_WARN, "lane %u is dropped: %s", lane,

@@ -91,7 +91,7 @@ static int bind_regions(struct lm_ctx *c, const struct lm_msg *ready, struct lm_
 static int recv_ready(struct lm_source *src, struct lm_error *err)
 {
 	struct lm_ctx *c = src->c;
-	/* As many as the smallest extents could need, and no more. */
+	/* At most as many messages as the smallest extents could need. */
 	uint64_t left = c->summary.ram_bytes / LM_PAGE_SIZE / LM_WIRE_EXTENTS_MAX + c->ram.nregions;
 
 	for (;; left--) {
@@ -211,6 +211,6 @@ void lm_source_fini(struct lm_source *src)
 		return;
 	lm_outgoing_fini(&src->out);
 	lm_precopy_fini(&src->precopy);
-	/* What a session that ended before COMMIT, or after the last page, leaves of a post-copy: nothing. */
+	/* A session that ended before COMMIT, or after the last page, leaves nothing of a post-copy behind. */
 	lm_postcopy_source_end(&src->postcopy, src->c->commit_sent || src->c->recovering);
 }

@@ -97,7 +97,7 @@ static int send_saved(struct lm_source *src, struct lm_error *err)
 	return r ? r : lm_control_send(&c->control, LM_MSG_SAVED, &saved, sizeof(saved), lm_ctx_peer_deadline(c), err);
 }
 
-/* The destination has the whole guest.  A source QEMU that dies now is not missed. */
+/* The destination has the whole guest, so a source QEMU that dies now does no harm. */
 static int offer_locks(struct lm_source *src, struct lm_error *err)
 {
 	int r = 0;

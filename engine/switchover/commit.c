@@ -13,7 +13,7 @@ static bool armed(const struct lm_outgoing *o)
 	return o->postcopy && o->postcopy->both.armed;
 }
 
-/* For whoever goes on after our death: whether the guest may be at the destination. */
+/* For an engine that goes on after our death: whether the guest may be at the destination. */
 static void note(struct lm_outgoing *o, enum lm_pccommit committed)
 {
 	if (o->postcopy)
@@ -79,7 +79,10 @@ static int uncommitted(struct lm_outgoing *o, const struct lm_error *why, struct
 /* 0: the locks are this host's again, so the destination can never run the guest. */
 static int reclaim(struct lm_outgoing *o, struct lm_error *why, struct lm_error *lock)
 {
-	/* In post-copy it may be waiting for us with a guest that needs pages: no long questions. */
+	/*
+	 * In post-copy the destination may wait for us with a guest that needs pages, so ask only for
+	 * a short time.
+	 */
 	int64_t limit_ns = armed(o) ? LM_NS_PER_S : LM_RESUME_TIMEOUT_NS;
 	int r = lm_handover_reclaim(o->handover, lm_deadline_after(limit_ns), lock);
 
@@ -113,7 +116,7 @@ static int await_answer(struct lm_outgoing *o, int64_t commit_ns, struct lm_erro
 		lock_r = reclaim(o, &why, &lock);
 		if (!lock_r)
 			return uncommitted(o, &why, err);
-		/* It has them, and the connection stands: it is about to run the guest, or to give up. */
+		/* The destination has the locks and the connection works: it will soon run the guest or give up. */
 		if (lm_locks_final(lock_r) && r == -ETIMEDOUT && !armed(o)) {
 			lm_err_clear(&why);
 			r = hear_resumed(c, &answer, &why);

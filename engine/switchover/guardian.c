@@ -20,7 +20,7 @@
 #define HANG_GRACE_NS (1 * LM_NS_PER_S)
 #define STOP_TIMEOUT_MS 2000
 #define DISMISS 'q'
-/* A destination that lives has taken the locks by then; after that the first who asks gets them. */
+/* A destination that lives has taken the locks by then; after that the first host that asks gets them. */
 #define TAKE_GRACE_NS (1 * LM_NS_PER_S)
 
 struct lm_guardian_shared {
@@ -28,7 +28,7 @@ struct lm_guardian_shared {
 	_Atomic int64_t deadline_ns; /* of the pause, CLOCK_MONOTONIC */
 	_Atomic bool run;            /* the guest shall run afterwards */
 	_Atomic bool offered;        /* source: the destination may be able to take the locks */
-	_Atomic bool offering;       /* source: the engine is at the storage, and what it asked for may yet be done */
+	_Atomic bool offering;       /* source: the engine is making an offer; it may still be carried out */
 	struct lm_lock_notes notes;  /* destination: written before COMMITTED */
 };
 
@@ -148,7 +148,7 @@ static void take_and_run(const struct guard *g)
 	}
 }
 
-/* COMMIT may have been received, or not: the locks know who has the guest, if there are any. */
+/* COMMIT may or may not have been received.  If there are locks, they tell who has the guest. */
 static void ask_locks(const struct guard *g)
 {
 	const struct timespec grace = { .tv_sec = TAKE_GRACE_NS / LM_NS_PER_S };
@@ -263,7 +263,7 @@ static void close_all_but(int a, int b, int c)
 	syscall(SYS_close_range, from, ~0u, 0);
 }
 
-/* stdin and stdout are not ours to hold open: somebody may wait for their end. */
+/* Do not keep stdin and stdout open: another process may wait for their end. */
 static void detach_stdio(void)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);

@@ -6,7 +6,7 @@
 #include "engine/control/keepalive.h"
 #include "handover.h"
 
-/* For steps outside of the blackout: storage that does not answer for so long is refused. */
+/* For steps outside of the blackout: storage that does not answer for this long is refused. */
 #define LOCK_TIMEOUT_NS (10 * LM_NS_PER_S)
 
 static void say_remarks(struct lm_handover *h)
@@ -100,7 +100,7 @@ static int send_notes(struct lm_handover *h, enum lm_msg_type type, const struct
 			       lm_ctx_peer_deadline(h->c), err);
 }
 
-/* The peer's storage may be slow: it is waited for as long as it gives signs of life. */
+/* The peer's storage may be slow, so this side waits as long as the peer gives signs of life. */
 static int recv_answer(struct lm_handover *h, struct lm_error *err)
 {
 	struct lm_msg msg;

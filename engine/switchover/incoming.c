@@ -133,7 +133,7 @@ bool lm_incoming_undo(struct lm_incoming *in, const struct lm_error *why)
 
 	lm_close_fd(&in->state_fd);
 	if (in->may_have_run)
-		return false; /* what it did is in the world: the source must not go on from before */
+		return false; /* it may have written to disks: the source must not go on from an older state */
 	ended = !in->load_begun || end_vm(c);
 	if (ended) {
 		lm_guardian_idle(in->guardian);

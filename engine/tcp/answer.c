@@ -193,7 +193,7 @@ int tcp_answer_poll(struct tcp *t, struct tcp_lane *l, int timeout_ms, int wake_
 	int r = answer_some(t, l, res, err), events;
 
 	if (!r && timeout_ms && !l->closed) {
-		/* A request that waits while we are pending is no news. */
+		/* A request that waits while an answer is pending is nothing new. */
 		events = tcp_lane_wait(l, tcp_send_pending(l) ? POLLOUT : POLLIN, timeout_ms, wake_fd);
 		if (events < 0)
 			return tcp_lane_error(l, events, err, "poll");

@@ -42,7 +42,10 @@ static int connect_one(struct tcp_lane *l, const struct lm_transport_params *p, 
 	return r ? r : lm_stream_send_all(l->stream, &iov, 1, p->deadline_ns, p->cancel_fd, err);
 }
 
-/* Until something can be read, or is the matter, of which the reading tells; or the peer says that nothing will come. */
+/*
+ * Wait until something can be read, or an error is pending that reading will show, or the peer says
+ * that nothing will come.
+ */
 static int await_answer(const struct tcp_lane *l, const struct lm_transport_params *p, struct lm_error *err)
 {
 	int r = 0;
@@ -119,7 +122,7 @@ static void drop(struct pending *c)
 	memset(c, 0, sizeof(*c));
 }
 
-/* In a time that does not depend on where they differ. */
+/* The time it takes does not depend on where they differ. */
 static bool same_bytes(const uint8_t *a, const uint8_t *b, size_t n)
 {
 	volatile uint8_t diff = 0;

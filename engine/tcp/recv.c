@@ -182,13 +182,13 @@ static int say(struct tcp_lane *l)
 	return l->out.done < l->out.len ? tcp_head_send(l) : 0;
 }
 
-/* Whoever fetches wants to hear at once of runs that are whole. */
+/* The thread that fetches needs to know at once which runs are whole. */
 static bool enough(const struct tcp_lane *l, const struct lm_poll_result *res)
 {
 	return l->closed || res->bytes >= POLL_BYTES || (l->fetch && l->fetch->whole != res->fetched);
 }
 
-/* As much as is there, and what we have to say.  1: something moved, 0: nothing, or an error. */
+/* Handle all that has come in, and send what is due.  1: something moved, 0: nothing, or an error. */
 static int recv_some(struct tcp *t, struct tcp_lane *l, struct lm_poll_result *res, struct lm_error *err)
 {
 	int moved = 0, r = 0;

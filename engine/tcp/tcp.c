@@ -166,7 +166,7 @@ static void tcp_shut(struct lm_transport *base, unsigned lane)
 		sched_yield();
 }
 
-/* What it was before is gone with its stream; shut until all of it is there. */
+/* The lane's earlier state is gone with its stream; it counts as shut until it is complete again. */
 static void lane_reset(struct tcp_lane *l, unsigned index)
 {
 	tcp_lane_free(l);
@@ -197,7 +197,7 @@ static int tcp_reopen(struct lm_transport *base, unsigned lane, const struct lm_
 	return r;
 }
 
-/* Say that nothing follows, if that can be said at a frame's boundary and without waiting. */
+/* Send CLOSE, if that is possible at a frame's boundary and without waiting. */
 static void say_close(struct tcp_lane *l)
 {
 	struct tcp_frame f = tcp_frame_make(TCP_CLOSE, 0);

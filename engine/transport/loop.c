@@ -204,7 +204,7 @@ static int passive_step(struct loop *p, struct loop_lane *l, struct lm_poll_resu
 	int r = 0;
 
 	while (!r && taken < put && taken - from < POLL_RUNS) {
-		/* What has landed is also counted before anybody who waits goes on. */
+		/* Count what has landed before any waiting thread goes on. */
 		atomic_store(&l->copying, true);
 		r = place_entry(p, l, &l->ring[taken % RING_SIZE], res, err);
 		if (!r)

@@ -69,7 +69,7 @@ static bool confirmed(const struct cli_settings *s)
 	return false;
 }
 
-/* First how it is, then what will be done, then the question. */
+/* Print the lock's state, then what will be done, then ask. */
 static int break_it(const struct cli_settings *s, const char *uri)
 {
 	int rc = run(s, uri, LM_LOCK_SHOW, !s->json);

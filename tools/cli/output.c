@@ -17,7 +17,7 @@
 #define NS_PER_S     INT64_C(1000000000)
 #define PLAIN_EVERY  (2 * NS_PER_S) /* between two progress lines where there is no terminal */
 #define PLAIN_WIDTH  72
-#define PLAIN_LONG   120            /* where numbers, and not a bar, are what there is to say */
+#define PLAIN_LONG   120            /* where numbers say more than a bar */
 #define PATIENCE_MS  2000           /* for a reader that does not read, at the end */
 #define CLEAR_LINE   "\r\033[K"
 

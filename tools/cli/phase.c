@@ -3,7 +3,7 @@
 #include "phase.h"
 #include "units.h"
 
-#define SILENCE_NS INT64_C(2000000000) /* ten events that did not come: the peer may be lost */
+#define SILENCE_NS INT64_C(2000000000) /* ten events are overdue: the peer may be lost */
 
 void cli_phase_init(struct cli_phase *ret, bool recovering)
 {

@@ -17,7 +17,7 @@
 #include "runtime.h"
 
 #define PREFIX     "send-"
-#define LOCK_TRIES 20 /* somebody who looks at a file holds it for a moment */
+#define LOCK_TRIES 20 /* a process that reads the file holds its lock for a moment */
 #define NAP_NS     5000000
 
 struct cli_running {
@@ -74,7 +74,7 @@ static int lock(int fd)
 	return -EBUSY;
 }
 
-/* What is open is what has the name: its owner before us may just have removed it. */
+/* Whether the open file is the one at this name: its former owner may just have removed it. */
 static bool is_named(int dir_fd, const char *name, int fd)
 {
 	struct stat named, ours;
@@ -194,7 +194,7 @@ static bool parse_card(const char *text, struct card *ret)
 		      &end) == 5 && !strcmp(text + end, "\n") && ret->pid > 1 && ret->start;
 }
 
-/* Of a sender that lives, as far as one sees from the file. */
+/* Reads the card of a sender that lives, as far as the file shows; false: there is none. */
 static bool read_card(int dir_fd, const char *name, struct card *ret)
 {
 	int fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
@@ -249,7 +249,10 @@ static int hold(const struct card *card)
 
 	if (fd < 0)
 		return -errno;
-	/* In this order: whoever has the number now and is that old had it when we took hold, too. */
+	/*
+	 * In this order: a process that has this number now and that start time also had it when the
+	 * pidfd was opened.
+	 */
 	if (cli_process_start(card->pid) == card->start)
 		return fd;
 	close(fd);

@@ -30,8 +30,8 @@ static void raise_fd(int fd)
 }
 
 /*
- * SIGHUP stays ignored under nohup(1).  SIGINT does not: shells ignore it for
- * what a script runs in the background, but who sends it to us means us.
+ * SIGHUP stays ignored under nohup(1).  SIGINT does not: shells ignore it for commands that a
+ * script runs in the background, but a SIGINT that is sent to this process is meant for it.
  */
 static void wanted(sigset_t *set)
 {
@@ -46,7 +46,7 @@ static void wanted(sigset_t *set)
 		sigaddset(set, SIGHUP);
 }
 
-/* Whatever has begun already: the engine knows what is too late. */
+/* Ask in any stage: the engine knows when it is too late. */
 static void cancel(struct cli_signals *s)
 {
 	if (s->out)
@@ -122,7 +122,7 @@ static void release(struct cli_signals *s)
 		if (fds[i] >= 0)
 			close(fds[i]);
 	}
-	signal(SIGUSR1, SIG_IGN); /* from one who found us just before the end: no reason to die */
+	signal(SIGUSR1, SIG_IGN); /* a late signal must not end the process */
 	pthread_sigmask(SIG_SETMASK, &s->old, NULL);
 	pthread_mutex_destroy(&s->lock);
 	free(s);

@@ -16,7 +16,7 @@ static unsigned sequence_length(unsigned char c)
 	return c >= 0xf0 && c <= 0xf4 ? 4 : 0;
 }
 
-/* What a long way round to write a short character, a surrogate, or no character at all. */
+/* An overlong form, a surrogate, or a number that is no character. */
 static bool is_character(uint32_t c, unsigned len)
 {
 	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
