@@ -1,71 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which page is missing, coming or whole: never claimed twice, never lost, and who waits is told. */
-#include <pthread.h>
-#include "unit.h"
-#include "engine/postcopy/arrival.h"
-
-#define HUGE_UNIT 512
-#define NREGIONS 3
-
-/* Regions of small pages, of huge pages, and a single page. */
-static const uint64_t region_pages[NREGIONS] = { 1000, 4 * HUGE_UNIT, 1 };
-
-struct rig {
-	struct lm_arrival a;
-	struct lm_ram ram;
-	struct lm_region regions[NREGIONS];
-	struct lm_bitmap whole[NREGIONS];
-};
-
-static struct rig *rig_new(void)
-{
-	struct rig *g = calloc(1, sizeof(*g));
-
-	for (unsigned i = 0; i < NREGIONS; i++) {
-		g->regions[i] = (struct lm_region){ .size = region_pages[i] * LM_PAGE_SIZE,
-						    .page_size = i == 1 ? HUGE_UNIT * LM_PAGE_SIZE : LM_PAGE_SIZE,
-						    .fd = -1 };
-		assert_int_equal(lm_bitmap_init(&g->whole[i], region_pages[i]), 0);
-		lm_bitmap_set_range(&g->whole[i], 0, region_pages[i]);
-	}
-	g->ram = (struct lm_ram){ .regions = g->regions, .nregions = NREGIONS };
-	assert_int_equal(lm_arrival_init(&g->a, &g->ram, g->whole), 0);
-	return g;
-}
-
-static void rig_free(struct rig *g)
-{
-	lm_arrival_fini(&g->a);
-	for (unsigned i = 0; i < NREGIONS; i++)
-		lm_bitmap_fini(&g->whole[i]);
-	free(g);
-}
-
-static uint64_t remaining(struct rig *g)
-{
-	return atomic_load(&g->a.remaining);
-}
-
-static struct lm_page_fault fault(unsigned region, uint64_t page)
-{
-	return (struct lm_page_fault){ .region = region, .page = page };
-}
-
-static void assert_run(const struct lm_run *run, unsigned region, uint64_t first, uint64_t n, enum lm_run_kind kind)
-{
-	assert_int_equal(run->region, region);
-	assert_int_equal(run->offset >> LM_PAGE_SHIFT, first);
-	assert_int_equal(run->len >> LM_PAGE_SHIFT, n);
-	assert_int_equal(run->kind, kind);
-}
-
-/* Nothing is left to claim. */
-static void assert_drained(struct rig *g)
-{
-	struct lm_run run;
-
-	assert_false(lm_arrival_claim_next(&g->a, 64, &run));
-}
+/* Which page is missing, coming or whole, and in which order the lanes claim pages. */
+#include "arrivalrig.h"
 
 /* ---- states ---- */
 
@@ -108,7 +43,7 @@ static void pages_that_are_named_twice_count_once(void **state)
 	rig_free(g);
 }
 
-/* The guest runs while pages are named: what is said last is how it was when it stopped. */
+/* The guest runs while the source names pages: the last word about a page says how it was when the guest stopped. */
 static void the_last_word_about_a_page_is_kept(void **state)
 {
 	struct rig *g = rig_new();
@@ -163,7 +98,7 @@ static void a_huge_page_moves_as_one(void **state)
 	assert_run(&run, 1, HUGE_UNIT, HUGE_UNIT, LM_RUN_DATA);
 	lm_arrival_whole(&g->a, &run);
 	assert_int_equal(remaining(g), 0);
-	/* Two of them, of which a lane wants fewer pages than one has. */
+	/* Two huge pages: a lane gets one of them as a whole, although it wants fewer pages than one has. */
 	lm_arrival_leave(&g->a, 1, HUGE_UNIT - 1, 2, false);
 	assert_true(lm_arrival_claim_next(&g->a, 16, &run) && run.len == HUGE_UNIT * LM_PAGE_SIZE);
 	assert_int_equal((run.offset >> LM_PAGE_SHIFT) % HUGE_UNIT, 0);
@@ -234,7 +169,7 @@ static void neighbours_lie_behind_the_run_and_within_the_bound(void **state)
 	assert_int_equal(lm_arrival_fault(&g->a, &f, 0, true, &run), LM_PAGE_CLAIMED);
 	assert_true(lm_arrival_claim_after(&g->a, &run, 4, &more));
 	assert_run(&more, 0, 991, 4, LM_RUN_DATA);
-	/* All four are taken: there is nothing else that near. */
+	/* All four are claimed: no other page is that near. */
 	assert_false(lm_arrival_claim_after(&g->a, &run, 4, &more));
 	assert_true(lm_arrival_claim_after(&g->a, &run, 6, &more));
 	assert_run(&more, 0, 995, 2, LM_RUN_DATA);
@@ -245,74 +180,43 @@ static void neighbours_lie_behind_the_run_and_within_the_bound(void **state)
 	rig_free(g);
 }
 
-/* ---- waiters ---- */
+/* ---- after an engine's death ---- */
 
-static void who_waits_is_asked_for_once_and_released_when_it_is_shown(void **state)
+static void after_a_restart_what_is_not_whole_is_missing(void **state)
 {
-	struct rig *g = rig_new();
-	struct lm_page_fault f = fault(0, 7), same = fault(0, 7), other = fault(0, 9);
 	struct lm_postcopy_stats stats = { 0 };
-	struct lm_run run, none;
-
-	(void)state;
-	lm_arrival_leave(&g->a, 0, 0, 100, false);
-	assert_int_equal(lm_arrival_fault(&g->a, &f, 1000, false, &none), LM_PAGE_MISSING);
-	assert_int_equal(lm_arrival_fault(&g->a, &same, 2000, false, &none), LM_PAGE_MISSING);
-	assert_int_equal(lm_arrival_fault(&g->a, &other, 3000, false, &none), LM_PAGE_MISSING);
-	assert_int_equal(atomic_load(&g->a.waiting), 2); /* two pages, however many threads */
-	assert_true(lm_arrival_next_waiter(&g->a, &run));
-	assert_run(&run, 0, 7, 1, LM_RUN_DATA);
-	lm_arrival_whole(&g->a, &run);
-	lm_arrival_shown(&g->a, &run, 5000);
-	assert_int_equal(atomic_load(&g->a.waiting), 1);
-	assert_true(lm_arrival_next_waiter(&g->a, &run));
-	assert_run(&run, 0, 9, 1, LM_RUN_DATA);
-	assert_false(lm_arrival_next_waiter(&g->a, &none));
-	lm_arrival_stats(&g->a, &stats);
-	assert_int_equal(stats.faults, 2); /* one of them still waits */
-	assert_int_equal(stats.waited_ns, 4000); /* since the first */
-	lm_arrival_whole(&g->a, &run);
-	lm_arrival_shown(&g->a, &run, 6000);
-	lm_arrival_stats(&g->a, &stats);
-	assert_int_equal(stats.faults, 2);
-	assert_int_equal(stats.waited_ns, 7000);
-	assert_int_equal(stats.fault_max_ns, 4000);
-	rig_free(g);
-}
-
-static void what_is_given_back_is_asked_for_anew(void **state)
-{
 	struct rig *g = rig_new();
-	struct lm_page_fault f = fault(0, 20);
-	struct lm_run run, again;
+	struct lm_run run;
 
 	(void)state;
-	lm_arrival_leave(&g->a, 0, 0, 100, false);
-	assert_true(lm_arrival_claim_next(&g->a, 50, &run));
-	assert_int_equal(lm_arrival_fault(&g->a, &f, 0, true, &again), LM_PAGE_COMING);
-	assert_false(lm_arrival_next_waiter(&g->a, &again));
-	lm_arrival_give_back(&g->a, &run);
-	assert_int_equal(remaining(g), 100);
-	assert_true(lm_arrival_next_waiter(&g->a, &again));
-	assert_run(&again, 0, 20, 1, LM_RUN_DATA);
-	assert_false(lm_arrival_next_waiter(&g->a, &again));
+	lm_bitmap_clear_range(&g->whole[0], 990, 10);
+	lm_bitmap_clear_range(&g->whole[2], 0, 1);
+	lm_arrival_resume(&g->a);
+	lm_arrival_stats(&g->a, &stats);
+	assert_int_equal(stats.left_pages, 11);
+	assert_int_equal(stats.missing_pages, 11);
+	assert_true(lm_arrival_claim_next(&g->a, 64, &run));
+	assert_run(&run, 0, 990, 10, LM_RUN_DATA);
+	assert_true(lm_arrival_claim_next(&g->a, 64, &run));
+	assert_run(&run, 2, 0, 1, LM_RUN_DATA);
+	assert_drained(g);
 	rig_free(g);
 }
 
-static void more_waiters_than_there_is_room_for_are_not_written_past_the_end(void **state)
+/* The engine was killed while it marked a huge page: some of its bits are set, but the VM has not got the page. */
+static void a_huge_page_that_was_marked_in_part_is_missing_as_a_whole(void **state)
 {
 	struct rig *g = rig_new();
 	struct lm_run run;
 
 	(void)state;
-	/* There are fewer pages than places: fill the places by hand. */
-	for (unsigned i = 0; i < LM_WAITERS_MAX; i++)
-		g->a.waiters[i] = (struct lm_waiter){ .region = 1, .page = UINT64_MAX, .asked = true };
-	g->a.nwaiters = LM_WAITERS_MAX;
-	atomic_store(&g->a.waiting, LM_WAITERS_MAX);
-	lm_arrival_leave(&g->a, 0, 0, 1, false);
-	assert_int_equal(lm_arrival_fault(&g->a, &(struct lm_page_fault){ 0 }, 0, true, &run), LM_PAGE_CLAIMED);
-	assert_int_equal(atomic_load(&g->a.waiting), LM_WAITERS_MAX);
+	lm_bitmap_clear_range(&g->whole[1], HUGE_UNIT + 128, HUGE_UNIT - 128);
+	lm_arrival_resume(&g->a);
+	assert_int_equal(remaining(g), HUGE_UNIT);
+	assert_false(lm_bitmap_test(&g->whole[1], HUGE_UNIT));
+	assert_true(lm_arrival_claim_next(&g->a, 64, &run));
+	assert_run(&run, 1, HUGE_UNIT, HUGE_UNIT, LM_RUN_DATA);
+	assert_drained(g);
 	rig_free(g);
 }
 
@@ -382,144 +286,6 @@ static void a_mask_leaves_what_is_whole(void **state)
 	rig_free(g);
 }
 
-/* ---- after an engine's death ---- */
-
-static void after_a_restart_what_is_not_whole_is_missing(void **state)
-{
-	struct lm_postcopy_stats stats = { 0 };
-	struct rig *g = rig_new();
-	struct lm_run run;
-
-	(void)state;
-	lm_bitmap_clear_range(&g->whole[0], 990, 10);
-	lm_bitmap_clear_range(&g->whole[2], 0, 1);
-	lm_arrival_resume(&g->a);
-	lm_arrival_stats(&g->a, &stats);
-	assert_int_equal(stats.left_pages, 11);
-	assert_int_equal(stats.missing_pages, 11);
-	assert_true(lm_arrival_claim_next(&g->a, 64, &run));
-	assert_run(&run, 0, 990, 10, LM_RUN_DATA);
-	assert_true(lm_arrival_claim_next(&g->a, 64, &run));
-	assert_run(&run, 2, 0, 1, LM_RUN_DATA);
-	assert_drained(g);
-	rig_free(g);
-}
-
-/* The engine was killed while it marked a huge page: some of its bits are set. It was not shown then. */
-static void a_huge_page_that_was_marked_in_part_is_missing_as_a_whole(void **state)
-{
-	struct rig *g = rig_new();
-	struct lm_run run;
-
-	(void)state;
-	lm_bitmap_clear_range(&g->whole[1], HUGE_UNIT + 128, HUGE_UNIT - 128);
-	lm_arrival_resume(&g->a);
-	assert_int_equal(remaining(g), HUGE_UNIT);
-	assert_false(lm_bitmap_test(&g->whole[1], HUGE_UNIT));
-	assert_true(lm_arrival_claim_next(&g->a, 64, &run));
-	assert_run(&run, 1, HUGE_UNIT, HUGE_UNIT, LM_RUN_DATA);
-	assert_drained(g);
-	rig_free(g);
-}
-
-/* ---- several threads ---- */
-
-#define THREADS 6
-
-struct storm {
-	struct rig *g;
-	_Atomic uint8_t owned[NREGIONS][4 * HUGE_UNIT]; /* claimed now */
-	_Atomic unsigned wholes[NREGIONS][4 * HUGE_UNIT];
-	_Atomic bool failed;
-};
-
-struct stormer {
-	struct storm *s;
-	uint64_t x;
-	pthread_t thread;
-};
-
-static void own(struct storm *s, const struct lm_run *run, bool on)
-{
-	uint64_t first = run->offset >> LM_PAGE_SHIFT, n = run->len >> LM_PAGE_SHIFT;
-
-	for (uint64_t p = first; p < first + n; p++)
-		if (atomic_exchange(&s->owned[run->region][p], on) == on ||
-		    (on && atomic_load(&s->wholes[run->region][p])))
-			atomic_store(&s->failed, true);
-}
-
-static bool storm_claim(struct stormer *t, struct lm_run *run)
-{
-	struct lm_arrival *a = &t->s->g->a;
-	struct lm_page_fault f;
-
-	switch (unit_random(&t->x) % 3) {
-	case 0:
-		return lm_arrival_claim_next(a, 1 + unit_random(&t->x) % 40, run);
-	case 1:
-		return lm_arrival_next_waiter(a, run);
-	default:
-		f.region = (unsigned)(unit_random(&t->x) % NREGIONS);
-		f.page = unit_random(&t->x) % region_pages[f.region];
-		f.page -= f.region == 1 ? f.page % HUGE_UNIT : 0;
-		return lm_arrival_fault(a, &f, lm_now_ns(), unit_random(&t->x) & 1, run) == LM_PAGE_CLAIMED;
-	}
-}
-
-static void *storm_main(void *arg)
-{
-	struct stormer *t = arg;
-	struct storm *s = t->s;
-	struct lm_run run;
-
-	while (atomic_load(&s->g->a.remaining) && !atomic_load(&s->failed)) {
-		if (!storm_claim(t, &run))
-			continue;
-		own(s, &run, true);
-		if (unit_random(&t->x) % 4 == 0) {
-			own(s, &run, false);
-			lm_arrival_give_back(&s->g->a, &run);
-			continue;
-		}
-		for (uint64_t p = run.offset >> LM_PAGE_SHIFT, n = run.len >> LM_PAGE_SHIFT; n--; p++)
-			atomic_fetch_add(&s->wholes[run.region][p], 1);
-		own(s, &run, false);
-		lm_arrival_whole(&s->g->a, &run);
-		lm_arrival_shown(&s->g->a, &run, lm_now_ns());
-	}
-	return NULL;
-}
-
-static void no_page_is_ever_claimed_twice_or_lost(void **state)
-{
-	struct storm *s = calloc(1, sizeof(*s));
-	struct stormer t[THREADS] = { 0 };
-
-	(void)state;
-	s->g = rig_new();
-	for (unsigned i = 0; i < NREGIONS; i++)
-		lm_arrival_leave(&s->g->a, i, 0, region_pages[i], false);
-	lm_arrival_leave(&s->g->a, 0, 300, 333, true);
-	for (unsigned i = 0; i < THREADS; i++) {
-		t[i].s = s;
-		t[i].x = 88172645463325252u + i * 1000003;
-		pthread_create(&t[i].thread, NULL, storm_main, &t[i]);
-	}
-	for (unsigned i = 0; i < THREADS; i++)
-		pthread_join(t[i].thread, NULL);
-	assert_false(atomic_load(&s->failed));
-	assert_int_equal(remaining(s->g), 0);
-	for (unsigned i = 0; i < NREGIONS; i++)
-		for (uint64_t p = 0; p < region_pages[i]; p++) {
-			assert_int_equal(atomic_load(&s->wholes[i][p]), 1);
-			assert_true(lm_bitmap_test(&s->g->whole[i], p));
-		}
-	assert_int_equal(atomic_load(&s->g->a.waiting), 0);
-	rig_free(s->g);
-	free(s);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -532,15 +298,11 @@ int main(void)
 		cmocka_unit_test(nothing_is_fetched_around_a_huge_page),
 		cmocka_unit_test(the_background_goes_on_behind_the_last_fault_and_comes_round),
 		cmocka_unit_test(neighbours_lie_behind_the_run_and_within_the_bound),
-		cmocka_unit_test(who_waits_is_asked_for_once_and_released_when_it_is_shown),
-		cmocka_unit_test(what_is_given_back_is_asked_for_anew),
-		cmocka_unit_test(more_waiters_than_there_is_room_for_are_not_written_past_the_end),
 		cmocka_unit_test(around_a_page_is_what_is_whole_with_it_in_its_block),
 		cmocka_unit_test(a_mask_leaves_what_is_whole),
 		cmocka_unit_test(whole_stretches_are_long_enough_and_end),
 		cmocka_unit_test(after_a_restart_what_is_not_whole_is_missing),
 		cmocka_unit_test(a_huge_page_that_was_marked_in_part_is_missing_as_a_whole),
-		cmocka_unit_test(no_page_is_ever_claimed_twice_or_lost),
 	};
 
 	return cmocka_run_group_tests_name("arrival", tests, NULL, NULL);
