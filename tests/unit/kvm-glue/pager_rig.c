@@ -4,6 +4,7 @@
 #include <linux/mount.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -246,6 +247,8 @@ void hugepages_add(long n)
 	LM_AUTO_FILE FILE *f = fopen("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "r+e");
 	long now;
 
+	if (f) /* another test program may change the number at the same time */
+		flock(fileno(f), LOCK_EX);
 	if (f && fscanf(f, "%ld", &now) == 1) {
 		rewind(f);
 		fprintf(f, "%ld", now + n);
