@@ -149,7 +149,7 @@ void lm_pool_finish(struct lm_pool *p)
 	while (p->running)
 		pthread_cond_wait(&p->idle, &p->mutex);
 	if (p->active && read(p->done_fd, &n, sizeof(n)) < 0) {
-		/* Written before running became 0: there is something to read. */
+		/* The worker writes to it before running becomes 0, so there is something to read. */
 	}
 	p->active = false;
 	pthread_mutex_unlock(&p->mutex);
