@@ -119,6 +119,8 @@ int cli_main(int argc, char *argv[]);
 /* usage.c: says what is wrong and where help is; returns CLI_EXIT_USAGE. */
 int cli_usage_error(const struct cli_subcommand *self, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
+/* usage.c: fills err and returns -EINVAL. */
+int cli_invalid(struct lm_error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* help.c */
 void cli_help_overview(const struct cli_subcommand *all, FILE *to);

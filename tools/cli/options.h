@@ -19,7 +19,4 @@ int cli_options_parse(const struct cli_subcommand *sub, int argc, char *argv[],
 /* The default of an option as --help shows it; false: it has none worth showing. */
 bool cli_option_default(const struct cli_option *option, char *buf, size_t size);
 
-/* Fill err and return -EINVAL. */
-int cli_invalid(struct lm_error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
 #endif
