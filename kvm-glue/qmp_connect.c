@@ -7,7 +7,7 @@
 #include <sys/un.h>
 #include "engine/base/cleanup.h"
 #include "engine/base/clock.h"
-#include "qmp_priv.h"
+#include "qmp_input.h"
 
 static int path_check(const char *path, struct lm_error *err)
 {

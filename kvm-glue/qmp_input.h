@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Shared by qmp.c and qmp_connect.c. */
-#ifndef LM_QMP_PRIV_H
-#define LM_QMP_PRIV_H
+/* The connection itself and what arrives on it.  For the other qmp*.c files. */
+#ifndef LM_QMP_INPUT_H
+#define LM_QMP_INPUT_H
 
 #include "qmp.h"
 
@@ -26,6 +26,12 @@ struct lm_qmp {
 	char refusal[256];
 };
 
+/* The error "QEMU has ended or closed the connection". */
+int lm_qmp_gone(int code, struct lm_error *err);
+/* Wait until the socket is ready (poll(2) events); on error lm_qmp_poll_error() has the words. */
+int lm_qmp_poll(struct lm_qmp *q, short events, int64_t deadline_ns);
+int lm_qmp_poll_error(int r, const char *what, struct lm_error *err);
+/* Take one message in, waiting for it; what says for what, in the words of an error. */
 int lm_qmp_step(struct lm_qmp *q, int64_t deadline_ns, const char *what, struct lm_error *err);
 
 #endif
