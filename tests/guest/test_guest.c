@@ -195,6 +195,14 @@ static void command(uint64_t op, uint64_t arg)
 	assert_true(reaches(&BEAT->cmd_ack, BEAT->cmd_seq));
 }
 
+/* No vCPU is in the middle of a page: one that is stopped there leaves page and table different. */
+static void freeze_at_rest(void)
+{
+	command(GUEST_CMD_RATE, 0);
+	sleep_ms(50);	/* until every vCPU has heard it */
+	freeze();
+}
+
 static void runs_well(void **state)
 {
 	char *log;
@@ -204,7 +212,7 @@ static void runs_well(void **state)
 	assert_true(log_has("tick 3 "));
 	assert_true(reaches(&BEAT->beat, 1000));
 	assert_int_equal(BEAT->bad, 0);
-	freeze();
+	freeze_at_rest();
 	for (uint64_t p = 0; p < BEAT->pages; p++)
 		assert_true(content_page_ok(page_at(p), p, *version_of(p)));
 	log = vm_read_log(&vm);
@@ -273,9 +281,7 @@ static void finds_swapped_pages(void **state)
 	uint8_t page[GUEST_PAGE_SIZE];
 
 	BOOT(*state);
-	command(GUEST_CMD_RATE, 0);
-	sleep_ms(50);	/* until every vCPU has heard it */
-	freeze();
+	freeze_at_rest();
 	memcpy(page, page_at(8), sizeof(page));
 	memcpy(page_at(8), page_at(9), sizeof(page));
 	memcpy(page_at(9), page, sizeof(page));
@@ -286,7 +292,7 @@ static void finds_swapped_pages(void **state)
 /* Saves page p and lets the guest write it anew; it is stopped then. */
 static void save_and_outdate(uint64_t p, uint8_t *page, uint32_t *version)
 {
-	freeze();
+	freeze_at_rest();
 	memcpy(page, page_at(p), GUEST_PAGE_SIZE);
 	*version = *version_of(p);
 	go_on();
@@ -355,16 +361,12 @@ static void finds_all_ram_stale(void **state)
 
 	assert_non_null(copy);
 	BOOT(*state);
-	command(GUEST_CMD_RATE, 0);
-	sleep_ms(50);	/* until every vCPU has heard it */
-	freeze();
+	freeze_at_rest();
 	memcpy(copy, ram, SIZE);
 	go_on();
 	command(GUEST_CMD_RATE, GUEST_RATE_MAX);
 	assert_true(reaches(&BEAT->writes, BEAT->writes + 100));
-	command(GUEST_CMD_RATE, 0);
-	sleep_ms(50);	/* until every vCPU has heard it */
-	freeze();
+	freeze_at_rest();
 	memcpy(ram, copy, SIZE);
 	free(copy);
 	go_on();
